@@ -1,0 +1,77 @@
+# The commands a person types. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PORT ?= 3000
+export PYTHONPATH := $(CURDIR)/layers/backplane:$(CURDIR)
+export SAM_CLI_TELEMETRY := 0
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: help dev test lint format send token invoke migrate psql logs clean-local lock
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# ---- the environment ----
+
+# The stamp names the interpreter and the locks it was built from: change one, it is rebuilt.
+$(VENV)/.stamp: requirements/bootstrap.txt requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(f"Backplane needs CPython 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Name one: make PYTHON=python3.13 …" if sys.version_info < (3, 11) else 0)'
+	@echo "Building $(VENV) (once; about half a minute) …" >&2
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	@VIRTUAL_ENV=$(VENV) $(VENV)/bin/uv pip install --quiet --compile-bytecode --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# ---- the local cloud ----
+
+dev: $(VENV)/.stamp ## Run all of it here (PORT=3000; 0 picks a free one); Ctrl-C stops it
+	@exec $(PY) -m local.stack --port $(PORT)
+
+send: $(VENV)/.stamp ## Send a signed sample webhook: make send E=events/stripe_webhook.json
+	@$(PY) -m local.send $(E)
+
+token: $(VENV)/.stamp ## Print a session token: make -s token USER=user_abc [ORG=org_abc] [ROLE=admin] [PLATFORM=admin]
+	@$(PY) -m local.token "$(USER)" --org "$(ORG)" --role "$(ROLE)" --platform "$(PLATFORM)"
+
+invoke: $(VENV)/.stamp ## Invoke a function by name: make invoke F=health [E=event.json]
+	@$(PY) -m local.invoke "$(F)" $(E)
+
+migrate: $(VENV)/.stamp ## Apply pending migrations (to the running stack, or DATABASE_URL)
+	@$(PY) -m local.database migrate
+
+psql: $(VENV)/.stamp ## Open psql on the running stack, seeing every row
+	@exec $(PY) -m local.database psql
+
+logs: $(VENV)/.stamp ## Follow the functions' logs: make logs [F=credits]
+	@exec $(PY) -m local.logs "$(F)"
+
+clean-local: $(VENV)/.stamp ## Forget the local cloud's data
+	@$(PY) -m local.stack --forget
+
+# ---- proof ----
+
+test: $(VENV)/.stamp ## Run every test
+	@$(PY) -m pytest -n auto tests
+
+lint: $(VENV)/.stamp ## Check style, types, the template and the migrations
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy layers/backplane functions/*/*.py local tests
+	@AWS_DEFAULT_REGION=us-east-1 $(VENV)/bin/sam validate --lint --config-env dev >/dev/null
+	@$(VENV)/bin/squawk functions/migrate/migrations/*.sql
+
+format: $(VENV)/.stamp ## Put the code in order
+	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
+
+LOCK := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-strip-extras --generate-hashes --no-header --no-emit-index-url --no-annotate
+lock: $(VENV)/.stamp ## Lock the requirements anew: make lock [UPGRADE=--upgrade]
+	@$(LOCK) $(UPGRADE) requirements/bootstrap.in -o requirements/bootstrap.txt
+	@$(LOCK) $(UPGRADE) requirements/dev.in -o requirements/dev.txt
+	@$(LOCK) $(UPGRADE) layers/backplane/requirements.in -c requirements/dev.txt -o layers/backplane/requirements.txt

@@ -1,0 +1,69 @@
+"""Settings, read once from the environment that template.yaml gives a function."""
+
+from functools import cache
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Stage = Literal["local", "dev", "staging", "prod"]
+
+
+class Settings(BaseSettings):
+    """One field an environment variable of the same name in capitals. Empty means unset."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True)
+
+    stage: Stage = "dev"
+
+    # Database: either a whole URL (the laptop, tests) or its parts and a secret (AWS).
+    database_url: SecretStr | None = None
+    database_direct_url: SecretStr | None = None  # around a pooler, for migrations
+    database_host: str = "localhost"
+    database_port: int = 5432
+    database_name: str = "backplane"
+    database_user: str | None = None  # unset: the username in the secret
+    database_secret_arn: str | None = None  # {"username"?, "password"}
+    database_sslmode: str = "verify-full"
+    database_prepare_threshold: int | None = None  # unset: never prepare (RDS Proxy)
+
+    # Passwords the migrate function gives to the roles it creates.
+    app_database_secret_arn: str | None = None
+    system_database_secret_arn: str | None = None
+    backup_database_secret_arn: str | None = None
+
+    # Senders.
+    stripe_webhook_secret_arn: str | None = None
+    clerk_webhook_secret_arn: str | None = None
+
+    # Callers.
+    clerk_issuer: str = "https://clerk.example.com"
+    clerk_jwks_url: str | None = None  # unset: the issuer's /.well-known/jwks.json
+    clerk_jwt_key: str | None = None  # PEM; unset: fetched from the JWKS
+    allowed_origins: str = ""
+    platform_admins: str = ""
+    hash_key_secret_arn: str | None = None
+
+    max_body_bytes: int = Field(default=1024 * 1024, gt=0)
+
+    @property
+    def livemode(self) -> bool:
+        """Whether Stripe's live events are ours; every stage but prod takes test events."""
+        return self.stage == "prod"
+
+    @property
+    def origins(self) -> frozenset[str]:
+        return _split(self.allowed_origins)
+
+    @property
+    def admins(self) -> frozenset[str]:
+        return _split(self.platform_admins)
+
+
+def _split(value: str) -> frozenset[str]:
+    return frozenset(part.strip() for part in value.split(",") if part.strip())
+
+
+@cache
+def settings() -> Settings:
+    return Settings()

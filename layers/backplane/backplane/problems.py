@@ -1,0 +1,131 @@
+"""Errors a caller may see: one hierarchy, each class knowing its status and code.
+
+Raise one where the error is found; the edge (api.py, webhooks.py) turns it into
+`application/problem+json` (RFC 9457). Whatever else is raised is a 500 without detail.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+CONTENT_TYPE = "application/problem+json"
+
+
+class Problem(Exception):  # noqa: N818  RFC 9457's word
+    """An error that becomes an answer. `detail` tells the caller what to do."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str | None = None,
+        errors: Sequence[Mapping[str, Any]] = (),
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.instance_code = code or self.code
+        self.errors = list(errors)
+        self.retry_after = retry_after  # seconds
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The members of the problem+json object; `errors` only where there are any."""
+        body: dict[str, Any] = {
+            "type": f"urn:backplane:problem:{self.instance_code}",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.instance_code,
+            "request_id": request_id,
+        }
+        return body | ({"errors": self.errors} if self.errors else {})
+
+    def headers(self) -> dict[str, str]:
+        headers = {"content-type": CONTENT_TYPE, "cache-control": "no-store"}
+        if self.retry_after is not None:
+            headers["retry-after"] = str(self.retry_after)
+        return headers
+
+    def response(self, request_id: str) -> dict[str, Any]:
+        """An API Gateway payload 2.0 answer."""
+        return {
+            "statusCode": self.status,
+            "headers": self.headers() | {"x-request-id": request_id},
+            "body": json.dumps(self.body(request_id), separators=(",", ":")),
+            "isBase64Encoded": False,
+        }
+
+
+class BadRequest(Problem):
+    status, code = 400, "bad_request"
+
+
+class InvalidPayload(BadRequest):
+    code = "invalid_payload"
+
+
+class InvalidSignature(BadRequest):
+    code = "invalid_signature"
+
+
+class Unauthorized(Problem):
+    status, code = 401, "unauthorized"
+
+    def headers(self) -> dict[str, str]:
+        return super().headers() | {"www-authenticate": "Bearer"}
+
+
+class InsufficientCredits(Problem):
+    status, code = 402, "insufficient_credits"
+
+
+class Forbidden(Problem):
+    status, code = 403, "forbidden"
+
+
+class NotFound(Problem):
+    status, code = 404, "not_found"
+
+
+class MethodNotAllowed(Problem):
+    status, code = 405, "method_not_allowed"
+
+
+class Conflict(Problem):
+    status, code = 409, "conflict"
+
+
+class IdempotencyConflict(Conflict):
+    code = "idempotency_conflict"
+
+
+class TooLarge(Problem):
+    status, code = 413, "too_large"
+
+
+class UnsupportedMediaType(Problem):
+    status, code = 415, "unsupported_media_type"
+
+
+class Unprocessable(Problem):
+    status, code = 422, "invalid_request"
+
+
+class Unavailable(Problem):
+    """A passing cause. Safe to repeat with the same Idempotency-Key."""
+
+    status, code = 503, "unavailable"
+
+    def __init__(self, detail: str, *, retry_after: int = 5) -> None:
+        super().__init__(detail, retry_after=retry_after)
+
+
+class Internal(Problem):
+    """A defect of ours. The cause is in the log under the request id, never in the answer."""
+
+    def __init__(self) -> None:
+        super().__init__("Something failed on our side. Quote the request_id to support.")

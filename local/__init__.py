@@ -1,0 +1,1 @@
+"""The local cloud: never deployed, imported by nothing in functions/ or layers/."""
