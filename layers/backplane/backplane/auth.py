@@ -1,0 +1,195 @@
+"""Who calls: the Authorization header becomes a Caller, and a Caller's scopes open a route.
+
+Session tokens are Clerk's (tokens.py), API keys are ours (keys.py), what either may do stands in
+scopes.py. docs/authentication.md tells callers the same.
+"""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+from backplane import db, identity, keys, tokens
+from backplane.config import settings
+from backplane.identity import Resolved
+from backplane.keys import KeyMaterial, mint_key
+from backplane.problems import BadRequest, Forbidden, NotFound, Unauthorized
+from backplane.scopes import (
+    SCOPES_OF_KEY,
+    SCOPES_OF_PLATFORM_ADMIN,
+    SCOPES_OF_ROLE,
+    Role,
+    role_named,
+)
+
+__all__ = [
+    "SCOPES_OF_KEY",
+    "SCOPES_OF_ROLE",
+    "Caller",
+    "KeyMaterial",
+    "Role",
+    "authenticate",
+    "mint_key",
+    "require",
+]
+
+MAX_HEADER_BYTES = tokens.MAX_BYTES + len("Bearer ")
+
+# RFC 6750's b64token. What stands outside of it (a comma where a gateway joined two headers,
+# a space, a letter beyond ASCII) cannot be a token or a key.
+_BEARER = re.compile(r"bearer +([a-z0-9._~+/-]+=*)", re.ASCII | re.IGNORECASE)
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, for which organisation, and what he may do there."""
+
+    kind: Literal["user", "organization_key", "service_key"]
+    organization_id: UUID
+    user_id: UUID | None  # of a user
+    key_id: UUID | None  # of a key
+    role: Role | None  # a user's in this organisation; None for keys and for a visiting platform admin
+    scopes: frozenset[str]
+    is_platform_admin: bool
+
+    @property
+    def actor(self) -> str:
+        """A pseudonymous name for ledgers, logs and audits."""
+        return f"user:{self.user_id}" if self.user_id else f"key:{self.key_id}"
+
+
+def authenticate(headers: Mapping[str, str], *, now: float | None = None) -> Caller:
+    """The caller behind a request's headers (lower-case names). `now` is in seconds of the epoch.
+
+    Raises Unauthorized (who are you?), Forbidden (not you, or not there), BadRequest and NotFound
+    (X-Organization-Id), Unavailable (nothing to verify with).
+    """
+    now = time.time() if now is None else now
+    credential = _bearer(headers.get("authorization"))
+    named = headers.get("x-organization-id")
+    if credential.startswith("bp_"):
+        return _key_caller(keys.verify(credential, now=now), named)
+    return _user_caller(tokens.verify(credential, origin=headers.get("origin"), now=now), named)
+
+
+def require(caller: Caller, scope: str) -> None:
+    """Raises Forbidden, naming the scope, where the caller lacks it."""
+    if scope not in caller.scopes:
+        holder = "role in this organisation" if caller.kind == "user" else "API key"
+        raise Forbidden(f"This needs the scope `{scope}`, which your {holder} does not have.")
+
+
+def _bearer(header: str | None) -> str:
+    form = _BEARER.fullmatch(header) if header and len(header) <= MAX_HEADER_BYTES else None
+    if form is None:
+        raise Unauthorized("Send `Authorization: Bearer …` with a session token or an API key.")
+    return form[1]
+
+
+def _key_caller(key: keys.ApiKey, named: str | None) -> Caller:
+    if key.kind == "service":
+        if named is None:
+            raise BadRequest("A service key acts for the organisation in X-Organization-Id: send its id.")
+        organization_id = _live_organization(named)
+    elif named is not None:
+        raise Forbidden("An organisation key acts for its own organisation: leave X-Organization-Id out.")
+    elif key.organization_id is None:
+        raise RuntimeError(f"organisation key {key.id} has no organisation")
+    else:
+        organization_id = key.organization_id
+    return Caller(
+        kind="service_key" if key.kind == "service" else "organization_key",
+        organization_id=organization_id,
+        user_id=None,
+        key_id=key.id,
+        role=None,
+        scopes=key.scopes,
+        is_platform_admin=False,
+    )
+
+
+def _user_caller(session: tokens.Session, named: str | None) -> Caller:
+    found = _resolve(session)
+    is_admin = found.platform_role in ("admin", "super_admin") or session.user_id in settings().admins
+    if named is not None and not is_admin:
+        raise Forbidden("Only platform admins and service keys may send X-Organization-Id. Leave it out.")
+    if found.user_id is None or found.organization_id is None or found.member_role is None:
+        found = _provision(session)
+    if found.user_id is None or found.organization_id is None:
+        raise RuntimeError("provisioning left a caller without a user or an organisation")
+    own_role = _role(session, found)
+    organization_id = found.organization_id if named is None else _live_organization(named)
+    return Caller(
+        kind="user",
+        organization_id=organization_id,
+        user_id=found.user_id,
+        key_id=None,
+        role=own_role if organization_id == found.organization_id else None,
+        scopes=SCOPES_OF_PLATFORM_ADMIN if is_admin else SCOPES_OF_ROLE[own_role],
+        is_platform_admin=is_admin,
+    )
+
+
+def _resolve(session: tokens.Session) -> Resolved:
+    """What the database knows of a session, in one round trip."""
+    row = db.call(
+        """
+        SELECT *
+        FROM identity.resolve_caller(p_clerk_user_id => %(user)s, p_clerk_org_id => %(organization)s)
+        """,
+        {"user": session.user_id, "organization": session.organization_id},
+    )
+    if row is None:
+        raise RuntimeError("identity.resolve_caller answers exactly one row")
+    return _admitted(Resolved(**row))
+
+
+def _provision(session: tokens.Session) -> Resolved:
+    """The webhooks may be later than the first token: make what they will bring, once."""
+    return _admitted(
+        identity.provision_from_token(
+            session.user_id,
+            email=session.email,
+            name=session.name,
+            clerk_org_id=session.organization_id,
+            org_slug=session.organization_slug,
+            org_role=session.organization_role,
+        )
+    )
+
+
+def _admitted(found: Resolved) -> Resolved:
+    if found.user_state == "deleted":
+        raise Unauthorized("This account was deleted. Sign up again to use the service.")
+    if found.user_state == "inactive":
+        raise Forbidden("This account is suspended. Ask support to activate it.")
+    if found.organization_state == "deleted":
+        raise Forbidden("This organisation was deleted. Switch to another one.")
+    return found
+
+
+def _role(session: tokens.Session, found: Resolved) -> Role:
+    """The token's role, which is a minute old at most, unless the database knows an owner: Clerk
+    has no such role.
+    """
+    if session.organization_id is None:
+        return "owner"
+    if found.member_role is None:
+        raise Forbidden("You are not a member of this organisation any more. Switch to another one.")
+    if found.member_role == "owner" or session.organization_role is None:
+        return role_named(found.member_role)
+    return session.organization_role
+
+
+def _live_organization(named: str) -> UUID:
+    """The organisation that X-Organization-Id names. Raises BadRequest, NotFound."""
+    if not _UUID.fullmatch(named):
+        raise BadRequest("X-Organization-Id must be an organisation's id, a UUID such as GET /v1/me answers.")
+    row = db.call("SELECT * FROM tenancy.find_organization(p_id => %(id)s)", {"id": UUID(named)})
+    if row is None or row["state"] != "active":
+        raise NotFound("X-Organization-Id names no organisation.")
+    organization_id: UUID = row["id"]
+    return organization_id
