@@ -1,0 +1,315 @@
+"""The database: one connection a process, transactions bound to an organisation, retries.
+
+Lambda runs one invocation at a time in a process and freezes it in between, so there is no pool:
+one connection is kept, checked without a round trip, and replaced when it is dead. No session
+state is ever set, so poolers may stand in front.
+
+`run` is the way in for work that may be repeated; `transaction` is one attempt; `call` is one
+statement. Errors that pass by themselves leave here as problems.Unavailable, all others as
+psycopg's own.
+"""
+
+import logging
+import random
+import select
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final, Never, TypeAlias, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg.abc import QueryNoTemplate
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.rows import DictRow
+
+from backplane import connect
+from backplane.config import settings
+from backplane.problems import Unavailable
+
+Tx: TypeAlias = psycopg.Connection[DictRow]
+T = TypeVar("T")
+
+# The advisory lock that migrations and backups hold, one at a time: a dump's ACCESS SHARE locks
+# stop a migration, and every reader queues behind that. ("backplan" in ASCII.)
+MAINTENANCE_LOCK: Final = 0x6261636B706C616E
+
+DEFAULT_BUDGET: Final = 30.0  # seconds for one unit of work where no deadline is set
+MARGIN: Final = 0.5  # seconds of an invocation kept back to answer in
+MIN_BUDGET: Final = 0.05  # seconds; with less it is not worth beginning
+LOCK_TIMEOUT: Final = 5.0  # seconds to wait for a row; more would only queue the next ones
+ATTEMPTS: Final = 6
+
+_LOST = "08"  # class: connection exception
+_CONFLICTS: Final = frozenset({"40001", "40P01"})  # serialization failure, deadlock
+_FAILOVERS: Final = frozenset(
+    {
+        "57P01",  # admin shutdown
+        "57P02",  # crash shutdown
+        "57P03",  # starting up or shutting down
+        "57P05",  # idle session timeout
+        "25P03",  # idle in transaction timeout: the process was frozen in the middle
+        "25006",  # read only: the writer has become a reader
+        "53300",  # too many connections
+    }
+)
+_TIMEOUTS: Final = frozenset({"57014", "55P03", "25P04"})  # statement, lock, transaction
+
+_logger = logging.getLogger("backplane.db")
+_connection: Tx | None = None
+_deadline: float | None = None  # on time.monotonic's clock
+
+
+class _Unreachable(Unavailable):
+    """Ours to repeat, unlike an Unavailable that the work itself raises."""
+
+
+class CommitUnknown(Unavailable):
+    """The connection was lost while a commit was on its way: it may or may not have happened.
+
+    Never repeated here. Work with an idempotency key may be repeated by whoever holds the key.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The database connection was lost while saving. Repeat the request with the same "
+            "Idempotency-Key: it takes effect once.",
+            retry_after=1,
+        )
+
+
+def set_deadline(seconds_remaining: float) -> None:
+    """Say how long this invocation may still run. The edge calls it first thing, every time."""
+    global _deadline  # noqa: PLW0603  one invocation at a time in a process
+    _deadline = time.monotonic() + seconds_remaining - MARGIN
+
+
+def reset() -> None:
+    """Forget the connection and the deadline."""
+    global _connection, _deadline  # noqa: PLW0603
+    if _connection is not None:
+        _connection.close()
+    _connection = _deadline = None
+
+
+def connection() -> Tx:
+    """The process's connection, in autocommit, made anew where it has died since.
+
+    Raises Unavailable where the database can't be reached, RuntimeError where the login may not serve.
+    """
+    global _connection  # noqa: PLW0603
+    if _connection is not None and _alive(_connection):
+        return _connection
+    _drop()
+    try:
+        _connection = connect.connect(settings())
+    except psycopg.OperationalError as error:
+        _logger.warning("the database can't be reached: %s", str(error).strip())
+        raise _Unreachable("The database can't be reached at the moment. Repeat the request.") from error
+    return _connection
+
+
+@contextmanager
+def transaction(*, organization_id: UUID | None = None, user_id: UUID | None = None) -> Iterator[Tx]:
+    """One transaction, READ COMMITTED, seeing the organisation's rows (system roles: every row).
+
+    Committed at the end, rolled back by any exception. Raises CommitUnknown, Unavailable for what
+    passes by itself, psycopg's own errors for the rest. It does not nest: pass the Tx on.
+    """
+    try:
+        with _attempt(organization_id, user_id) as tx:
+            yield tx
+    except psycopg.Error as error:
+        if not _passing(error) and error.sqlstate not in _TIMEOUTS:
+            raise
+        _give_up(error)
+
+
+def run(work: Callable[[Tx], T], *, organization_id: UUID | None = None, user_id: UUID | None = None) -> T:
+    """What `work` returns, run in a transaction and repeated whole where that fails in passing.
+
+    So `work` must have no effect outside the transaction. Raises as `transaction` does.
+    """
+
+    def attempt() -> T:
+        with _attempt(organization_id, user_id) as tx:
+            return work(tx)
+
+    return _repeated(attempt)
+
+
+def call(query: QueryNoTemplate, params: Sequence[Any] | Mapping[str, Any] | None = None) -> DictRow | None:
+    """The first row of one statement that commits by itself: one round trip.
+
+    For what needs no transaction and no organisation: security-definer functions and look-ups.
+    Bounded by the role's statement_timeout. Repeated only where the server said it did nothing.
+    """
+
+    def attempt() -> DictRow | None:
+        session = _idle_connection()
+        try:
+            cursor = session.execute(query, params)
+        except psycopg.OperationalError as error:
+            if error.sqlstate is None or error.sqlstate.startswith(_LOST):
+                _drop()
+                raise CommitUnknown from error
+            raise
+        return cursor.fetchone() if cursor.description else None
+
+    return _repeated(attempt)
+
+
+# ---- attempts ----
+
+
+@contextmanager
+def _attempt(organization_id: UUID | None, user_id: UUID | None) -> Iterator[Tx]:
+    session = _idle_connection()
+    session.execute(_begin(organization_id, user_id), prepare=False)
+    try:
+        yield session
+    except BaseException:
+        _roll_back(session)
+        raise
+    _commit(session)
+
+
+def _begin(organization_id: UUID | None, user_id: UUID | None) -> bytes:
+    """BEGIN and the transaction's settings as one message: one round trip.
+
+    Literals, because a pooler pins a session that sets them by parameters or outlives the
+    transaction with them.
+    """
+    milliseconds = int(_budget() * 1000)
+    parts = [
+        "BEGIN ISOLATION LEVEL READ COMMITTED",
+        f"SET LOCAL statement_timeout = {milliseconds}",
+        f"SET LOCAL lock_timeout = {min(milliseconds, int(LOCK_TIMEOUT * 1000))}",
+    ]
+    for name, value in (("organization_id", organization_id), ("user_id", user_id)):
+        if value is not None:
+            parts.append(f"SET LOCAL app.{name} = '{UUID(str(value))}'")  # nothing but a UUID gets in
+    return "; ".join(parts).encode()
+
+
+def _commit(session: Tx) -> None:
+    status = session.info.transaction_status
+    if status is not TransactionStatus.INTRANS:
+        _roll_back(session)
+        # COMMIT would answer ROLLBACK without an error, and the work would be lost in silence.
+        raise RuntimeError(
+            "the transaction failed and its error was swallowed: let it pass, or use a savepoint"
+            if status is TransactionStatus.INERROR
+            else f"the transaction was ended by someone else (its status is {status.name})"
+        )
+    try:
+        session.execute("COMMIT", prepare=False)
+    except psycopg.Error as error:
+        if error.sqlstate is None or error.sqlstate[:2] in {_LOST, "57"}:
+            _drop()
+            raise CommitUnknown from error
+        _roll_back(session)  # a deferred constraint: the server says that it did not commit
+        raise
+
+
+def _roll_back(session: Tx) -> None:
+    status = session.info.transaction_status
+    if status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
+        with suppress(psycopg.Error):
+            session.execute("ROLLBACK", prepare=False)
+            return
+    if status is not TransactionStatus.IDLE:
+        _drop()  # lost, or in the middle of a statement: the server rolls back by itself
+
+
+def _repeated(attempt: Callable[[], T]) -> T:
+    for count in range(1, ATTEMPTS + 1):
+        try:
+            return attempt()
+        except _Unreachable:
+            if not _pause(count):
+                raise
+        except psycopg.Error as error:
+            if error.sqlstate in _TIMEOUTS:
+                _give_up(error)
+            if not _passing(error):
+                raise
+            if error.sqlstate not in _CONFLICTS:
+                _drop()
+            _logger.info(
+                "repeating after %s", error.sqlstate or "a lost connection", extra={"attempt": count}
+            )
+            if not _pause(count):
+                _give_up(error)
+    raise AssertionError("_pause refuses after the last attempt")
+
+
+def _pause(attempt: int) -> bool:
+    """Sleep a random while, longer each time, if there is time and an attempt left."""
+    pause = random.uniform(0, min(2.0, 0.05 * 2**attempt))  # noqa: S311  jitter, not a secret
+    if attempt >= ATTEMPTS or pause + MIN_BUDGET > _remaining():
+        return False
+    time.sleep(pause)
+    return True
+
+
+def _passing(error: psycopg.Error) -> bool:
+    if error.sqlstate is None:  # libpq's own: the connection is gone
+        return isinstance(error, psycopg.OperationalError)
+    return error.sqlstate in _CONFLICTS | _FAILOVERS or error.sqlstate.startswith(_LOST)
+
+
+def _give_up(error: psycopg.Error) -> Never:
+    _logger.warning("giving up on the database: %s", error.sqlstate or "connection lost", exc_info=error)
+    raise Unavailable("The database is too busy at the moment. Repeat the request.") from error
+
+
+# ---- the connection ----
+
+
+def _idle_connection() -> Tx:
+    _budget()
+    session = connection()
+    if session.info.transaction_status is not TransactionStatus.IDLE:
+        raise RuntimeError("a transaction is open already: transactions don't nest, pass the Tx on")
+    return session
+
+
+def _alive(session: Tx) -> bool:
+    """Whether the server is still there, without asking it.
+
+    After the server closes, `closed` stays False; but an idle socket has nothing to read unless
+    the end has come (or a notice, which is taken in).
+    """
+    if session.closed:
+        return False
+    poll = select.poll()
+    poll.register(session.fileno(), select.POLLIN)
+    for _ in range(3):  # a farewell message, then the end of the stream
+        if not poll.poll(0):
+            return True
+        try:
+            session.pgconn.consume_input()
+        except psycopg.OperationalError:
+            return False
+        if session.pgconn.status != ConnStatus.OK:
+            return False
+    return True
+
+
+def _drop() -> None:
+    global _connection  # noqa: PLW0603
+    if _connection is not None:
+        _connection.close()
+    _connection = None
+
+
+def _remaining() -> float:
+    return DEFAULT_BUDGET if _deadline is None else _deadline - time.monotonic()
+
+
+def _budget() -> float:
+    """Seconds the next unit of work may take."""
+    if (remaining := _remaining()) < MIN_BUDGET:
+        raise Unavailable("The request ran out of time before its work began. Repeat it.", retry_after=1)
+    return remaining
