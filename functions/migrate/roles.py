@@ -88,10 +88,10 @@ def _ensure(connection: psycopg.Connection[DictRow], passwords: Mapping[str, str
         _execute(connection, f"CREATE ROLE {{role}} {_can_login(role)}", role=role)
     for role, attributes in _attributes(connection).items():
         _refuse_powers(role, attributes)
+        for name, value in LIMITS.get(role, {}).items():
+            if f"{name}={value}" not in (attributes["rolconfig"] or []):
+                _execute(connection, f"ALTER ROLE {{role}} SET {name} = '{value}'", role=role)
     _set_passwords(connection, passwords)
-    for role, limits in LIMITS.items():
-        for name, value in limits.items():
-            _execute(connection, f"ALTER ROLE {{role}} SET {name} = '{value}'", role=role)
     if not login["rolsuper"]:
         # Its creator has ADMIN on it but is not of it: SET to become it, INHERIT to see its tables.
         _execute(connection, "GRANT {role} TO CURRENT_USER WITH SET TRUE, INHERIT TRUE", role=MIGRATOR)
@@ -105,7 +105,7 @@ def _can_login(role: str) -> str:
 def _attributes(connection: psycopg.Connection[DictRow]) -> dict[str, DictRow]:
     rows = connection.execute(
         """
-        SELECT rolname, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolcanlogin
+        SELECT rolname, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolcanlogin, rolconfig
         FROM pg_roles
         WHERE rolname = ANY(%(roles)s)
         """,

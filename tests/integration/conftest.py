@@ -1,0 +1,77 @@
+"""A migrated database for each test that asks for one.
+
+    def test_…(database):   URLs of every role: database.owner, .app, .system, .backup
+    def test_…(app_db):     the same, and backplane.db connects as backplane_app
+    def test_…(system_db):  … as backplane_system
+
+All are migrated once per process into a template and cloned from it, so every test begins with
+what the migrations make (plans, packs, limits) and nothing else. In a test, change sides with
+`with database.as_role("backplane_system"): …`, and look behind the scenes with
+`database.connect()`, the owner's connection, which sees every row. The type of these fixtures is
+tests.databases.Database.
+"""
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator
+
+import migrate
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from tests.databases import ROLES, Database, create_database, drop_database, on
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def role_passwords(server_url: str) -> dict[str, str]:
+    """The same in every process that shares the server."""
+    return {role: hashlib.sha256(f"{role} {server_url}".encode()).hexdigest() for role in ROLES}
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str, role_passwords: dict[str, str]) -> Iterator[str]:
+    """The name of a migrated database to clone. Nobody may stay connected to it."""
+    name = f"template_{os.getpid()}"
+    create_database(server_url, name)
+    with psycopg.connect(on(server_url, name), autocommit=True, row_factory=dict_row) as connection:
+        migrate.migrate(connection, role_passwords)
+    yield name
+    drop_database(server_url, name)
+
+
+@pytest.fixture
+def empty_database(server_url: str, role_passwords: dict[str, str]) -> Iterator[Database]:
+    """A database without a migration, for tests that bring their own. It has no roles' rights yet."""
+    yield from _database(server_url, role_passwords)
+
+
+@pytest.fixture
+def database(server_url: str, role_passwords: dict[str, str], template: str) -> Iterator[Database]:
+    """A database as the migrations leave it."""
+    yield from _database(server_url, role_passwords, template)
+
+
+@pytest.fixture
+def app_db(database: Database) -> Iterator[Database]:
+    """`database`, with backplane.db connecting as backplane_app."""
+    with database.as_role("backplane_app"):
+        yield database
+
+
+@pytest.fixture
+def system_db(database: Database) -> Iterator[Database]:
+    """`database`, with backplane.db connecting as backplane_system."""
+    with database.as_role("backplane_system"):
+        yield database
+
+
+def _database(server: str, passwords: dict[str, str], template: str = "template0") -> Iterator[Database]:
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    create_database(server, name, template)
+    app, system, backup = (on(server, name, user=role, password=passwords[role]) for role in ROLES)
+    yield Database(name, on(server, name), app, system, backup)
+    drop_database(server, name)
