@@ -20,7 +20,6 @@ import migrate
 import psycopg
 import pytest
 from psycopg.rows import dict_row
-
 from tests.databases import ROLES, Database, create_database, drop_database, on
 
 _numbers = itertools.count(1)
