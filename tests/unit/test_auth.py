@@ -186,6 +186,7 @@ REFUSALS = {
     "two tokens": Refusal(Unauthorized, "Authorization", f"{SESSION} {token()}"),
     "two headers joined": Refusal(Unauthorized, "Authorization", f"{SESSION},{SESSION}"),
     "letters beyond ASCII": Refusal(Unauthorized, "Authorization", "Bearer tökèn"),
+    "a letter that folds into ASCII": Refusal(Unauthorized, "Authorization", "Bearer to\u017fen"),
     "a line end": Refusal(Unauthorized, "Authorization", f"{SESSION}\n"),
     "too long a header": Refusal(Unauthorized, "Authorization", f"Bearer {'a' * 8193}"),
     "a word": Refusal(Unauthorized, "not valid", "Bearer abc"),

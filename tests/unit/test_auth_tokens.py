@@ -111,6 +111,7 @@ REFUSED = {
     "not valid before the leeway's end": signed(claims(nbf=NOW + tokens.LEEWAY + 1)),
     "a start that is no number": signed(claims(nbf="now")),
     "issued in the future": signed(claims(iat=NOW + tokens.LEEWAY + 1)),
+    "issued at true": signed(claims(iat=True)),
     "no subject": signed(claims(sub=None)),
     "a subject that is no text": signed(claims(sub=7)),
     "a machine's subject": signed(claims(sub="mch_2abc")),
@@ -123,6 +124,7 @@ REFUSED = {
     "an origin that is a list": signed(claims(azp=[ORIGIN])),
     "an organisation that is no object": signed(claims(v=2, o="org_2abc")),
     "an organisation's id that is no text": signed(claims(v=2, o={"id": 7})),
+    "an organisation's id with a quote": signed(claims(org_id="org_2abc'--")),
     "an organisation's id that is none": signed(claims(org_id="2abc")),
 }
 
