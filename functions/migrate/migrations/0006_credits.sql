@@ -31,7 +31,7 @@ CREATE TABLE credits.grants (
     plan_id uuid REFERENCES billing.plans (id),
     provider billing.provider,
     provider_subscription_id text,
-    period_start timestamptz, -- plan grants: a later period's grant ends this one
+    period_end timestamptz, -- plan grants: one of a later period ends this one; a proration shares its period's end
     checkout_session_id text,
     invoice_id text,
     payment_intent_id text,
@@ -75,6 +75,16 @@ CREATE INDEX entries_usage ON credits.entries (organization_id, created_at) WHER
 CREATE TRIGGER entries_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON credits.entries
     FOR EACH STATEMENT EXECUTE FUNCTION platform.refuse_change();
 
+-- What an operation costs unless platform.admin_settings.feature_costs says otherwise.
+CREATE TABLE credits.operations (
+    operation text PRIMARY KEY CHECK (operation ~ '^[a-z][a-z0-9_]{0,62}$' AND operation <> 'admin_adjustment'),
+    default_cost bigint NOT NULL CHECK (default_cost >= 0)
+);
+INSERT INTO credits.operations (operation, default_cost)
+VALUES ('ai_text_chat', 1), ('ai_image_generation', 5),
+       ('project_creation', 1), ('prd_generation', 1), ('schema_generation', 1), ('flowchart_generation', 1),
+       ('task_generation', 1), ('plan_generation', 1), ('workspace_blueprint', 1), ('feature_segmentation', 1);
+
 -- Sign-up credits come once per email address, also after its user is erased: keyed hashes only.
 CREATE TABLE credits.sign_up_claims (
     email_hash bytea PRIMARY KEY CHECK (octet_length(email_hash) = 32),
@@ -86,11 +96,15 @@ CREATE INDEX sign_up_claims_organization ON credits.sign_up_claims (organization
 CALL platform.protect('credits.accounts', 'organization_id');
 CALL platform.protect('credits.grants', 'organization_id');
 CALL platform.protect('credits.entries', 'organization_id');
+CALL platform.protect('credits.operations');
 CALL platform.protect('credits.sign_up_claims');
-GRANT SELECT ON credits.accounts, credits.grants, credits.entries TO backplane_app;
+CREATE POLICY app_read ON credits.operations FOR SELECT TO backplane_app USING (true);
+GRANT SELECT ON credits.accounts, credits.grants, credits.entries, credits.operations TO backplane_app;
+GRANT INSERT, UPDATE, DELETE ON credits.operations TO backplane_system;
 
 -- migrate:down
 DROP TABLE credits.sign_up_claims;
+DROP TABLE credits.operations;
 DROP TABLE credits.entries;
 DROP TYPE credits.allocation;
 DROP TABLE credits.grants;

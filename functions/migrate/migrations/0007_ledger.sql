@@ -93,7 +93,7 @@ CREATE FUNCTION credits.grant_credits(
     p_plan_id uuid DEFAULT NULL,
     p_provider billing.provider DEFAULT NULL,
     p_provider_subscription_id text DEFAULT NULL,
-    p_period_start timestamptz DEFAULT NULL,
+    p_period_end timestamptz DEFAULT NULL,
     p_checkout_session_id text DEFAULT NULL,
     p_invoice_id text DEFAULT NULL,
     p_payment_intent_id text DEFAULT NULL,
@@ -134,17 +134,17 @@ BEGIN
 
     INSERT INTO credits.grants
         (organization_id, source, source_key, amount, remaining, live, priority, expires_at,
-         plan_id, provider, provider_subscription_id, period_start,
+         plan_id, provider, provider_subscription_id, period_end,
          checkout_session_id, invoice_id, payment_intent_id, charge_id)
     VALUES
         (p_organization_id, p_source, p_source_key, p_amount, p_amount - v_debt_paid, p_amount > v_debt_paid,
          p_priority, p_expires_at,
-         p_plan_id, p_provider, p_provider_subscription_id, p_period_start,
+         p_plan_id, p_provider, p_provider_subscription_id, p_period_end,
          p_checkout_session_id, p_invoice_id, p_payment_intent_id, p_charge_id)
     RETURNING id INTO v_grant_id;
     PERFORM credits.book(v_account, 'grant', p_amount, p_actor, v_grant_id);
 
-    IF p_period_start IS NOT NULL THEN
+    IF p_period_end IS NOT NULL THEN
         PERFORM credits.end_grant(earlier.id, 'expire', p_actor)
         FROM (
             SELECT g.id
@@ -153,14 +153,14 @@ BEGIN
               AND g.provider = p_provider
               AND g.provider_subscription_id = p_provider_subscription_id
               AND g.live
-              AND g.period_start < (
-                  SELECT max(later.period_start)
+              AND g.period_end < (
+                  SELECT max(later.period_end)
                   FROM credits.grants AS later
                   WHERE later.organization_id = p_organization_id
                     AND later.provider = p_provider
                     AND later.provider_subscription_id = p_provider_subscription_id
               )
-            ORDER BY g.period_start, g.id
+            ORDER BY g.period_end, g.id
         ) AS earlier;
     END IF;
     PERFORM credits.settle_due(p_organization_id);
@@ -187,16 +187,37 @@ BEGIN
           AND provider = p_provider
           AND provider_subscription_id = p_provider_subscription_id
           AND live
-        ORDER BY period_start, id
+        ORDER BY period_end, id
     ) AS g;
     PERFORM credits.settle_due(p_organization_id);
     RETURN v_expired;
 END
 $$;
 
+-- The price list: the operator's override where it is a sane number (finite, not negative; rounded
+-- down), else the default. An override may also name an operation that has no default.
+CREATE FUNCTION credits.costs() RETURNS TABLE (operation text, unit_cost bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce(o.operation, f.operation), coalesce(f.unit_cost, o.default_cost)
+    FROM credits.operations AS o
+    FULL JOIN (
+        SELECT e.key AS operation, floor((e.value #>> '{}')::numeric)::bigint AS unit_cost
+        FROM platform.admin_settings AS s
+        CROSS JOIN jsonb_each(s.feature_costs) AS e
+        WHERE jsonb_typeof(e.value) = 'number'
+          AND CASE jsonb_typeof(e.value)
+                  WHEN 'number' THEN (e.value #>> '{}')::numeric BETWEEN 0 AND 1000000000
+              END
+          AND e.key <> 'admin_adjustment'
+    ) AS f ON f.operation = o.operation
+$$;
+
 -- Debits an organisation once per idempotency key.
 --   outcome: 'debited', or 'replayed' with the first call's values, or 'conflict' (the key was used
---   for another request), 'insufficient' (available_after says what there is), 'unknown_account'.
+--   for another request), 'insufficient' (available_after says what there is), 'unknown_account',
+--   'unknown_operation' (it has no price).
 -- Raises unique_violation if the same key commits while this call waits for the account's lock:
 -- everything is rolled back, and calling once more answers 'replayed'.
 CREATE FUNCTION credits.debit(
@@ -205,7 +226,6 @@ CREATE FUNCTION credits.debit(
     p_request_hash bytea,
     p_operation text,
     p_quantity bigint,
-    p_unit_cost bigint,
     p_actor text,
     p_details jsonb
 ) RETURNS TABLE (
@@ -218,17 +238,18 @@ CREATE FUNCTION credits.debit(
     AS $$
 #variable_conflict use_column
 DECLARE
-    v_amount bigint := p_quantity * p_unit_cost;
+    v_unit_cost bigint;
+    v_amount bigint;
     v_entry credits.entries;
     v_account credits.accounts;
     v_grant record;
     v_left bigint;
     v_allocations credits.allocation[] := '{}';
 BEGIN
-    IF (p_quantity >= 1 AND p_unit_cost >= 0 AND p_idempotency_key IS NOT NULL AND p_request_hash IS NOT NULL)
+    IF (p_quantity >= 1 AND p_idempotency_key IS NOT NULL AND p_request_hash IS NOT NULL)
         IS NOT TRUE
     THEN
-        RAISE EXCEPTION 'a debit needs a quantity of at least 1, a cost of at least 0, a key and a hash'
+        RAISE EXCEPTION 'a debit needs a quantity of at least 1, an idempotency key and a request hash'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
 
@@ -237,6 +258,13 @@ BEGIN
     WHERE e.organization_id = p_organization_id AND e.idempotency_key = p_idempotency_key AND e.kind = 'debit';
 
     IF v_entry.id IS NULL THEN
+        SELECT c.unit_cost INTO v_unit_cost FROM credits.costs() AS c WHERE c.operation = p_operation;
+        IF v_unit_cost IS NULL THEN
+            outcome := 'unknown_operation';
+            RETURN NEXT;
+            RETURN;
+        END IF;
+        v_amount := p_quantity * v_unit_cost;
         UPDATE credits.accounts AS a
         SET available = a.available - v_amount,
             version = a.version + 1,
@@ -270,7 +298,7 @@ BEGIN
                 RETURNING * INTO v_account;
                 IF v_account.organization_id IS NULL THEN
                     RETURN QUERY
-                        SELECT 'insufficient', NULL::uuid, p_operation, p_quantity, p_unit_cost, v_amount,
+                        SELECT 'insufficient', NULL::uuid, p_operation, p_quantity, v_unit_cost, v_amount,
                                a.available, NULL::timestamptz
                         FROM credits.accounts AS a
                         WHERE a.organization_id = p_organization_id;
@@ -313,7 +341,7 @@ BEGIN
          unit_cost, allocations, idempotency_key, request_hash, actor, details)
     VALUES
         (p_organization_id, v_account.version, 'debit', -v_amount, v_account.available, v_account.held,
-         v_account.debt, p_operation, p_quantity, p_unit_cost, v_allocations, p_idempotency_key,
+         v_account.debt, p_operation, p_quantity, v_unit_cost, v_allocations, p_idempotency_key,
          p_request_hash, p_actor, p_details)
     RETURNING * INTO v_entry;
     RETURN QUERY SELECT 'debited', v_entry.id, v_entry.operation, v_entry.quantity, v_entry.unit_cost, v_amount,
@@ -321,7 +349,7 @@ BEGIN
 END
 $$;
 
-GRANT EXECUTE ON FUNCTION credits.debit(uuid, text, bytea, text, bigint, bigint, text, jsonb)
+GRANT EXECUTE ON FUNCTION credits.debit(uuid, text, bytea, text, bigint, text, jsonb), credits.costs()
     TO backplane_app, backplane_system;
 GRANT EXECUTE ON FUNCTION
     credits.grant_credits(uuid, credits.grant_source, text, bigint, text, bigint, timestamptz, uuid,
@@ -330,7 +358,8 @@ GRANT EXECUTE ON FUNCTION
     TO backplane_system;
 
 -- migrate:down
-DROP FUNCTION credits.debit(uuid, text, bytea, text, bigint, bigint, text, jsonb);
+DROP FUNCTION credits.debit(uuid, text, bytea, text, bigint, text, jsonb);
+DROP FUNCTION credits.costs();
 DROP FUNCTION credits.end_subscription(uuid, billing.provider, text, text);
 DROP FUNCTION credits.grant_credits(uuid, credits.grant_source, text, bigint, text, bigint, timestamptz, uuid,
                                     billing.provider, text, timestamptz, text, text, text, text);

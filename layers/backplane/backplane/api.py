@@ -1,0 +1,272 @@
+"""The HTTP edge of user-facing functions: routes whose types say what they take and give.
+
+    router = api.Router()
+
+    @router.post("/v1/credits/debits", scope="credits:spend", status_code=201)
+    def debit(body: DebitRequest, caller: api.Caller, key: api.IdempotencyKey) -> api.Response[Debit]: …
+
+    handler = api.lambda_handler(router)
+
+Powertools' resolver routes, validates and serialises. What is bent to our shape is here: the caller
+is known before anything else of the request is read, every error is problem+json, every answer has
+`x-request-id`.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Depends, Request, Response
+from aws_lambda_powertools.event_handler.api_gateway import ResponseBuilder, Route
+from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValidationError
+from aws_lambda_powertools.event_handler.openapi.params import Header, Query
+from aws_lambda_powertools.utilities.typing import LambdaContext
+from pydantic import BaseModel, ConfigDict
+
+from backplane import auth, db, requests
+from backplane.problems import (
+    Internal,
+    MethodNotAllowed,
+    NotFound,
+    Problem,
+    Unprocessable,
+    UnsupportedMediaType,
+)
+
+__all__ = [
+    "Body",
+    "Caller",
+    "Cursor",
+    "IdempotencyKey",
+    "Limit",
+    "Page",
+    "Response",
+    "Router",
+    "answer",
+    "decode_cursor",
+    "encode_cursor",
+    "lambda_handler",
+]
+
+# Every route that answers without a credential, in one place. (/health and /webhooks/… have no
+# router: webhooks are authenticated by their signatures.)
+PUBLIC_ROUTES = frozenset({"GET /v1/plans"})
+
+T = TypeVar("T")
+Handler = Callable[[dict[str, Any], LambdaContext], dict[str, Any]]
+
+logger = Logger()
+
+
+class Body(BaseModel):
+    """A request's body: unknown fields and wrong types are refused, nothing is guessed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Page(BaseModel, Generic[T]):
+    """A part of a list, newest first. `next_cursor` is null on the last part."""
+
+    items: list[T]
+    next_cursor: str | None
+
+
+def _caller(request: Request) -> auth.Caller:
+    caller: auth.Caller = request.context["caller"]
+    return caller
+
+
+Caller = Annotated[auth.Caller, Depends(_caller)]
+IdempotencyKey = Annotated[
+    str,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x20-\x7e]+$",
+        description="Makes a repetition safe: the same key and request answer the first result.",
+    ),
+]
+Limit = Annotated[int, Query(ge=1, le=100, description="How many items at most.")]
+Cursor = Annotated[str | None, Query(max_length=200, description="next_cursor of the part before.")]
+
+
+def answer(body: T, *, status_code: int = 200, replayed: bool = False) -> Response[T]:
+    """An answer that says whether it repeats an earlier one."""
+    headers = {"Idempotent-Replayed": "true"} if replayed else None
+    return Response(status_code=status_code, content_type="application/json", body=body, headers=headers)
+
+
+def encode_cursor(position: int | str) -> str:
+    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None, kind: type[T]) -> T | None:
+    """The position a cursor stands for. Raises Unprocessable where it is not one of ours."""
+    if cursor is None:
+        return None
+    try:
+        position = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (binascii.Error, ValueError):
+        position = None
+    # A cursor is ours or nothing; bool is an int to isinstance, and 2**63 one to JSON.
+    if type(position) is not kind or (isinstance(position, int) and not 0 <= position < 2**63):
+        raise Unprocessable(
+            "The cursor is not valid. Send the next_cursor of the list's previous part, or none.",
+            errors=[{"loc": ["query", "cursor"], "msg": "Invalid cursor", "type": "invalid_cursor"}],
+        )
+    return position
+
+
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    method: str
+    path: str
+    scope: str | None
+    status_code: int
+    function: Callable[..., Any]
+
+
+class Router:
+    """Collects a function's routes. A route names the scope it needs, or stands in PUBLIC_ROUTES."""
+
+    def __init__(self) -> None:
+        self.routes: list[_Declared] = []
+
+    def get(self, path: str, *, scope: str | None = None) -> Callable[[T], T]:
+        return self._route("GET", path, scope, 200)
+
+    def post(self, path: str, *, scope: str | None = None, status_code: int = 200) -> Callable[[T], T]:
+        return self._route("POST", path, scope, status_code)
+
+    def put(self, path: str, *, scope: str | None = None) -> Callable[[T], T]:
+        return self._route("PUT", path, scope, 200)
+
+    def patch(self, path: str, *, scope: str | None = None) -> Callable[[T], T]:
+        return self._route("PATCH", path, scope, 200)
+
+    def delete(self, path: str, *, scope: str | None = None, status_code: int = 204) -> Callable[[T], T]:
+        return self._route("DELETE", path, scope, status_code)
+
+    def _route(self, method: str, path: str, scope: str | None, status_code: int) -> Callable[[T], T]:
+        if (scope is None) != (f"{method} {path}" in PUBLIC_ROUTES):
+            raise ValueError(f"{method} {path} must name a scope or stand in PUBLIC_ROUTES, not both")
+
+        def register(function: T) -> T:
+            self.routes.append(_Declared(method, path, scope, status_code, function))  # type: ignore[arg-type]
+            return function
+
+        return register
+
+
+class _Resolver(APIGatewayHttpResolver):
+    """Powertools' resolver, with the caller known first and nothing unexpected let in."""
+
+    def __init__(self, router: Router) -> None:
+        # Our own answers that fail validation are our defect (500), not the caller's (422).
+        super().__init__(
+            enable_validation=True,
+            response_validation_error_http_code=500,
+            json_body_deserializer=requests.parse_json,
+            serializer=_to_json,
+        )
+        self._scopes = {(route.method, route.path): route.scope for route in router.routes}
+        for route in router.routes:
+            self.route(route.path, route.method, status_code=route.status_code)(route.function)
+        self.exception_handler(Problem)(self._problem)
+        self.exception_handler(RequestValidationError)(self._invalid)
+        self.exception_handler(Exception)(self._defect)
+        self.not_found(self._unknown_route)
+
+    def _call_route(self, route: Route, route_arguments: dict[str, str]) -> ResponseBuilder[Any]:
+        try:
+            if (route.method, route.path) in self._scopes:
+                self._admit(route)
+        except Exception as error:  # the edge: whatever it is becomes an answer
+            builder: ResponseBuilder[Any] | None = self._call_exception_handler(error, route)
+            if builder is None:
+                raise
+            return builder
+        return super()._call_route(route, route_arguments)
+
+    def _admit(self, route: Route) -> None:
+        event = self.current_event.raw_event
+        scope = self._scopes[route.method, route.path]
+        if scope is not None:
+            headers = {name.lower(): value for name, value in (event.get("headers") or {}).items()}
+            caller = auth.authenticate(headers)
+            auth.require(caller, scope)
+            self.append_context(caller=caller)
+            logger.append_keys(organization_id=str(caller.organization_id), actor=caller.actor)
+        self._refuse_unknown_query(route)
+        if route.dependant.body_params:
+            content_type = requests.header(event, "content-type") or "application/json"
+            if content_type.partition(";")[0].strip().lower() != "application/json":
+                raise UnsupportedMediaType("Send the body as JSON with `content-type: application/json`.")
+            requests.text(requests.raw_body(event))
+
+    def _refuse_unknown_query(self, route: Route) -> None:
+        known = {param.alias for param in route.dependant.query_params}
+        unknown = sorted(set(self.current_event.query_string_parameters or ()) - known)
+        if unknown:
+            raise Unprocessable(
+                f"Unknown query parameters: {', '.join(unknown)}.",
+                errors=[
+                    {"loc": ["query", name], "msg": "Extra inputs are not permitted", "type": "extra_forbidden"}
+                    for name in unknown
+                ],
+            )
+
+    def _request_id(self) -> str:
+        return requests.request_id(self.current_event.raw_event)
+
+    def _problem(self, problem: Problem) -> Response[str]:
+        return Response(
+            status_code=problem.status,
+            headers=problem.headers(),
+            body=json.dumps(problem.body(self._request_id()), separators=(",", ":")),
+        )
+
+    def _invalid(self, error: RequestValidationError) -> Response[str]:
+        errors = [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in error.errors()]
+        where = ", ".join(dict.fromkeys(".".join(map(str, e["loc"])) for e in errors))
+        return self._problem(
+            Unprocessable(f"The request is not valid: see errors for what is wrong with {where}.", errors=errors)
+        )
+
+    def _defect(self, error: Exception) -> Response[str]:
+        logger.exception("the request failed", exc_info=error)
+        return self._problem(Internal())
+
+    def _unknown_route(self, _: Exception) -> Response[str]:
+        path = self.current_event.path
+        methods = sorted({r.method for r in self._static_routes + self._dynamic_routes if r.rule.match(path)})
+        if methods:
+            response = self._problem(MethodNotAllowed(f"This path takes {', '.join(methods)}."))
+            response.headers["allow"] = ", ".join(methods)
+            return response
+        return self._problem(NotFound("There is nothing at this path."))
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def lambda_handler(router: Router) -> Handler:
+    """A Lambda handler for API Gateway's payload 2.0 that answers the router's routes."""
+    resolver = _Resolver(router)
+
+    @logger.inject_lambda_context(correlation_id_path="requestContext.requestId", clear_state=True)
+    def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+        db.set_deadline(context.get_remaining_time_in_millis() / 1000)
+        response: dict[str, Any] = resolver.resolve(event, context)
+        headers: Mapping[str, Any] = response.get("headers") or {}
+        # Answers are a caller's own: nothing between us may keep them.
+        response["headers"] = {"cache-control": "no-store"} | dict(headers) | {"x-request-id": requests.request_id(event)}
+        return response
+
+    return handler

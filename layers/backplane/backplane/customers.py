@@ -1,0 +1,70 @@
+"""The senders' customers and the organisations they pay for."""
+
+import re
+from uuid import UUID
+
+from backplane import db, inbox
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
+
+
+def subject(provider: str, customer_id: str) -> str:
+    """The name under which events wait for a customer to be linked, and the name of his lock."""
+    return f"{provider}.customer:{customer_id}"
+
+
+def find(tx: db.Tx, provider: str, customer_id: str) -> UUID | None:
+    """The organisation a customer is linked to."""
+    row = tx.execute(
+        "SELECT organization_id FROM billing.customers WHERE provider = %s AND provider_customer_id = %s",
+        [provider, customer_id],
+    ).fetchone()
+    return None if row is None else row["organization_id"]
+
+
+def link(tx: db.Tx, provider: str, customer_id: str, organization_id: UUID) -> bool:
+    """Links a customer, unless he is linked already. Answers whether this call did."""
+    linked = tx.execute(
+        """
+        INSERT INTO billing.customers (organization_id, provider, provider_customer_id)
+        VALUES (%s, %s, %s)
+        ON CONFLICT (provider, provider_customer_id) DO NOTHING
+        """,
+        [organization_id, provider, customer_id],
+    )
+    return linked.rowcount == 1
+
+
+def organization_named(tx: db.Tx, reference: str) -> UUID:
+    """The organisation that a sender's reference names: our id, a Clerk organisation id, or a Clerk
+    user id, which stands for the user's personal organisation.
+
+    Raises inbox.Park where a Clerk id is not known yet, inbox.Quarantine where it never will be.
+    """
+    if _UUID.fullmatch(reference):
+        query = "SELECT id, deleted_at FROM tenancy.organizations WHERE id = %s"
+        waiting_for = None
+    elif reference.startswith("user_"):
+        query = """
+            SELECT o.id, coalesce(u.deleted_at, o.deleted_at) AS deleted_at
+            FROM identity.users AS u
+            LEFT JOIN tenancy.organizations AS o ON o.personal_user_id = u.id
+            WHERE u.clerk_id = %s
+        """
+        waiting_for = f"clerk.user:{reference}"
+    elif reference.startswith("org_"):
+        query = "SELECT id, deleted_at FROM tenancy.organizations WHERE clerk_id = %s"
+        waiting_for = f"clerk.organization:{reference}"
+    else:
+        raise inbox.Quarantine(
+            f"{reference[:100]!r} is neither an organisation's id nor a Clerk user's or organisation's"
+        )
+    if waiting_for is not None:
+        inbox.lock(tx, waiting_for)
+    row = tx.execute(query, [reference]).fetchone()
+    if row is None and waiting_for is not None:
+        raise inbox.Park(waiting_for, f"{reference} is not known yet")
+    if row is None or row["deleted_at"] is not None:
+        raise inbox.Quarantine(f"the organisation of {reference} does not exist any more")
+    organization_id: UUID = row["id"]
+    return organization_id

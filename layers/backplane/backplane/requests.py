@@ -1,0 +1,119 @@
+"""The raw side of a request: API Gateway's payload 2.0 event to bytes, text and JSON, with care."""
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from backplane.config import settings
+from backplane.problems import InvalidPayload, TooLarge
+
+MAX_DEPTH = 64
+
+
+def raw_body(event: Mapping[str, Any]) -> bytes:
+    """The body as it came over the wire, whichever way the gateway carried it.
+
+    Raises TooLarge beyond MAX_BODY_BYTES, InvalidPayload where base64 is announced and isn't.
+    """
+    body = event.get("body") or ""
+    if event.get("isBase64Encoded"):
+        try:
+            data = base64.b64decode(body, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise InvalidPayload("The body is not the base64 it is said to be.") from error
+    else:
+        data = body.encode("utf-8", "surrogatepass")
+    limit = settings().max_body_bytes
+    if len(data) > limit:
+        raise TooLarge(f"The body has {len(data)} bytes; at most {limit} are taken.")
+    return data
+
+
+def text(data: bytes) -> str:
+    """Raises InvalidPayload where the bytes are not UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidPayload("The body is not UTF-8. Send JSON encoded as UTF-8.") from error
+
+
+def parse_json(source: str) -> Any:
+    """JSON (RFC 8259) that can be stored: see `unstorable`. Raises InvalidPayload."""
+    value = _loads(source)
+    if defect := unstorable(value):
+        raise InvalidPayload(f"The body {defect}, which cannot be stored.")
+    return value
+
+
+def parse_event(data: bytes) -> tuple[dict[str, Any], str | None]:
+    """A sender's JSON object, and why it cannot be stored, if so. Raises InvalidPayload."""
+    source = text(data)
+    value = _loads(source)
+    if not isinstance(value, dict):
+        raise InvalidPayload("The body is JSON but not an object.")
+    # Only an escape can smuggle in what UTF-8 and JSON's own rules keep out.
+    return value, unstorable(value) if "\\u" in source else None
+
+
+def envelope_text(data: Mapping[str, Any], name: str) -> str:
+    """A field that an event cannot be recorded without. Raises InvalidPayload."""
+    value = data.get(name)
+    if not isinstance(value, str) or not 0 < len(value) <= 255 or unstorable(value):
+        raise InvalidPayload(f"The event has no {name}: a text of 1 to 255 characters is expected.")
+    return value
+
+
+def unstorable(value: Any) -> str | None:
+    """What PostgreSQL's text and jsonb, or our own recursion, would refuse in a JSON value."""
+    pending = [(value, 0)]
+    while pending:
+        item, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            return f"is nested more than {MAX_DEPTH} levels deep"
+        if isinstance(item, str):
+            if "\x00" in item:
+                return "holds a NUL"
+            if not _is_unicode(item):
+                return "holds a lone surrogate"
+        elif isinstance(item, list):
+            pending += [(part, depth + 1) for part in item]
+        elif isinstance(item, dict):
+            pending += [(part, depth + 1) for pair in item.items() for part in pair]
+    return None
+
+
+def _is_unicode(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _loads(source: str) -> Any:
+    try:
+        return json.loads(source, parse_constant=_refuse_constant, parse_float=_finite)
+    except json.JSONDecodeError as error:
+        raise InvalidPayload(
+            f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        ) from error
+    except RecursionError as error:
+        raise InvalidPayload("The body is nested too deeply.") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise InvalidPayload("The body holds a number that is too long.") from error
+
+
+def header(event: Mapping[str, Any], name: str) -> str | None:
+    """One header, by its lower-case name, whatever case the sender's proxy left it in."""
+    headers: Mapping[str, str] = event.get("headers") or {}
+    if name in headers:
+        return headers[name]
+    return next((value for key, value in headers.items() if key.lower() == name), None)
+
+
+def request_id(event: Mapping[str, Any]) -> str:
+    value: str = event.get("requestContext", {}).get("requestId", "-")
+    return value

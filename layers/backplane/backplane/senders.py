@@ -1,0 +1,13 @@
+"""Every sender whose events the inbox records, and how they are read back and applied.
+
+One table for all, because the arrival of one sender's subject replays what another's events
+waited for: a Clerk user may be what a Stripe checkout is parked for.
+"""
+
+from backplane import clerk_effects, stripe_effects
+from backplane.inbox import Sender, Senders
+
+SENDERS: Senders = {
+    "clerk": Sender(clerk_effects.parse, clerk_effects.EFFECTS),
+    "stripe": Sender(stripe_effects.parse, stripe_effects.EFFECTS),
+}

@@ -1,0 +1,208 @@
+"""One subscription state for Stripe and Clerk: what an organisation pays for, and what it gets."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+from pydantic import BaseModel
+
+from backplane import db, outbox
+from backplane.plans import Tier
+
+Status = Literal[
+    "incomplete", "incomplete_expired", "trialing", "active", "past_due", "unpaid", "paused", "canceled"
+]
+
+# Where two events of a subscription carry the same second, the later state of a life wins.
+STATUS_RANK: dict[str, int] = {
+    status: rank
+    for rank, status in enumerate(
+        ("incomplete", "trialing", "active", "past_due", "unpaid", "paused", "incomplete_expired", "canceled")
+    )
+}
+
+# Statuses under which a subscription gives nothing: the tier is free.
+NOT_ENTITLED = ("incomplete", "incomplete_expired", "unpaid", "canceled")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subscription:
+    """The state a sender's event tells."""
+
+    organization_id: UUID
+    provider: Literal["stripe", "clerk"]
+    provider_subscription_id: str
+    provider_customer_id: str | None
+    plan_id: UUID
+    price_id: str | None
+    status: Status
+    current_period_start: datetime | None = None
+    current_period_end: datetime | None = None
+    cancel_at_period_end: bool = False
+    cancel_at: datetime | None = None
+    canceled_at: datetime | None = None
+    ended_at: datetime | None = None
+    trial_end: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryEvent:
+    organization_id: UUID
+    provider: Literal["stripe", "clerk"]
+    provider_event_id: str
+    provider_subscription_id: str
+    event_type: str
+    plan_key: str | None
+    status: str
+    occurred_at: datetime
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class CurrentPlan(BaseModel):
+    tier: Tier
+    status: str  # the newest subscription's; inactive without one
+    current_period_end: datetime | None
+    cancels_at_period_end: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entitlement:
+    plan_id: UUID
+    features: list[str]
+    current: CurrentPlan
+
+
+def as_of(*, ended: bool, occurred_at: datetime, kind_rank: int, status: str, event_id: str) -> str:
+    """A text that sorts as states succeed each other: (over or not, time, kind, status, event id).
+
+    An ended state sorts after all others, so nothing reopens it; and since the newest of all
+    events is the same in every order of arrival, every order ends alike.
+    """
+    seconds = int(occurred_at.timestamp())
+    return f"{int(ended)}.{seconds:012d}.{kind_rank}.{STATUS_RANK[status]}.{event_id}"
+
+
+def save(tx: db.Tx, state: Subscription, *, as_of: str) -> bool:
+    """Stores the state unless a newer one stands. Answers whether it did."""
+    row = tx.execute(
+        """
+        INSERT INTO billing.subscriptions AS s
+            (organization_id, provider, provider_subscription_id, provider_customer_id, plan_id, price_id, status,
+             current_period_start, current_period_end, cancel_at_period_end, cancel_at, canceled_at, ended_at,
+             trial_end, as_of)
+        VALUES
+            (%(organization_id)s, %(provider)s, %(provider_subscription_id)s, %(provider_customer_id)s, %(plan_id)s,
+             %(price_id)s, %(status)s, %(current_period_start)s, %(current_period_end)s, %(cancel_at_period_end)s,
+             %(cancel_at)s, %(canceled_at)s, %(ended_at)s, %(trial_end)s, %(as_of)s)
+        ON CONFLICT (provider, provider_subscription_id) DO UPDATE
+        SET provider_customer_id = EXCLUDED.provider_customer_id,
+            plan_id = EXCLUDED.plan_id,
+            price_id = EXCLUDED.price_id,
+            status = EXCLUDED.status,
+            current_period_start = EXCLUDED.current_period_start,
+            current_period_end = EXCLUDED.current_period_end,
+            cancel_at_period_end = EXCLUDED.cancel_at_period_end,
+            cancel_at = EXCLUDED.cancel_at,
+            canceled_at = EXCLUDED.canceled_at,
+            ended_at = EXCLUDED.ended_at,
+            trial_end = EXCLUDED.trial_end,
+            as_of = EXCLUDED.as_of
+        WHERE s.as_of < EXCLUDED.as_of
+        RETURNING id
+        """,
+        asdict(state) | {"as_of": as_of},
+    ).fetchone()
+    if row is None:
+        return False
+    outbox.append(
+        tx,
+        "subscription.changed",
+        organization_id=state.organization_id,
+        payload={
+            "subscription_id": str(row["id"]),
+            "provider": state.provider,
+            "provider_subscription_id": state.provider_subscription_id,
+            "plan_id": str(state.plan_id),
+            "status": state.status,
+            "current_period_end": _text(state.current_period_end),
+            "cancels_at_period_end": cancels_at_period_end(state.cancel_at_period_end, state.cancel_at),
+        },
+    )
+    return True
+
+
+def record(tx: db.Tx, event: HistoryEvent) -> None:
+    """Adds to the history, stale events too: it says what the sender told and when."""
+    tx.execute(
+        """
+        INSERT INTO billing.subscription_events
+            (organization_id, subscription_id, provider, provider_event_id, event_type, plan_key, status,
+             occurred_at, metadata)
+        SELECT %(organization_id)s, (
+                   SELECT id
+                   FROM billing.subscriptions
+                   WHERE provider = %(provider)s AND provider_subscription_id = %(provider_subscription_id)s
+               ), %(provider)s, %(provider_event_id)s, %(event_type)s, %(plan_key)s, %(status)s, %(occurred_at)s,
+               %(metadata)s
+        ON CONFLICT (provider, provider_event_id) DO NOTHING
+        """,
+        asdict(event) | {"metadata": Jsonb(dict(event.metadata))},
+    )
+
+
+def status_of(tx: db.Tx, provider: str, provider_subscription_id: str) -> tuple[Status, UUID] | None:
+    """A subscription's status and plan, or None where none is stored yet."""
+    row = tx.execute(
+        """
+        SELECT status, plan_id
+        FROM billing.subscriptions
+        WHERE provider = %s AND provider_subscription_id = %s
+        """,
+        [provider, provider_subscription_id],
+    ).fetchone()
+    return None if row is None else (row["status"], row["plan_id"])
+
+
+def entitlement(tx: db.Tx, organization_id: UUID) -> Entitlement:
+    """The plan an organisation has: the highest of its subscriptions that count, else the free one."""
+    rows = tx.execute(
+        """
+        SELECT p.id, p.tier, p.features, s.status, s.current_period_end, s.cancel_at_period_end, s.cancel_at,
+               s.status IS NOT NULL AND s.status <> ALL (%(not_entitled)s::billing.subscription_status[]) AS entitled,
+               substr(s.as_of, 3) AS told_at -- without the flag that makes an ended state the newest
+        FROM billing.plans AS p
+        LEFT JOIN billing.subscriptions AS s ON s.plan_id = p.id AND s.organization_id = %(organization_id)s
+        WHERE s.id IS NOT NULL OR (p.tier = 'free' AND p.active)
+        ORDER BY entitled DESC, p.tier DESC, told_at DESC NULLS LAST, p.sort_order
+        """,
+        {"organization_id": organization_id, "not_entitled": list(NOT_ENTITLED)},
+    ).fetchall()
+    best = next((row for row in rows if row["entitled"]), None)
+    lapsed = [row for row in rows if row["status"] is not None]
+    shown = best or max(lapsed, key=lambda row: row["told_at"], default=None)
+    plan = best or next((row for row in rows if row["tier"] == "free" and row["status"] is None), None)
+    if plan is None:
+        raise RuntimeError("there is no active plan of tier free")
+    return Entitlement(
+        plan_id=plan["id"],
+        features=plan["features"],
+        current=CurrentPlan(
+            tier=plan["tier"],
+            status=shown["status"] if shown else "inactive",
+            current_period_end=shown["current_period_end"] if shown else None,
+            cancels_at_period_end=bool(shown)
+            and cancels_at_period_end(shown["cancel_at_period_end"], shown["cancel_at"]),
+        ),
+    )
+
+
+def cancels_at_period_end(flag: bool, cancel_at: datetime | None) -> bool:
+    """Stripe's flexible billing sets `cancel_at` and leaves the flag false."""
+    return flag or cancel_at is not None
+
+
+def _text(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
