@@ -199,6 +199,7 @@ class Postgres:
                 *(install / "bin" / "initdb", "--pgdata", partial, "--username", "postgres"),
                 *("--pwfile", password, "--auth", "scram-sha-256", "--encoding", "UTF8", "--no-instructions"),
                 *("--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
+                *(["--no-sync"] if self._settings.get("fsync") == "off" else []),
             ],
             lock,
         )
