@@ -14,7 +14,6 @@ import psycopg
 import pytest
 from local.postgres import ROOT_HOME, Postgres, PostgresError
 
-ROOT = Path(__file__).resolve().parents[2]
 FAST = {"fsync": "off"}
 PATIENCE = 20.0  # seconds; only a failing test waits that long
 
@@ -171,7 +170,7 @@ def test_it_dies_with_its_parent_and_starts_again(server: Postgres, tmp_path: Pa
         [sys.executable, "-c", textwrap.dedent(script), tmp_path / "data"],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     ) as parent:
         assert parent.stdout is not None
         try:
