@@ -13,10 +13,10 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from tests.databases import Database
 
 from backplane import auth, config
 from backplane.problems import BadRequest, Forbidden, NotFound, Unauthorized
-from tests.databases import Database
 
 ISSUER = "https://clerk.example.com"
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -302,3 +302,16 @@ def test_no_secret_is_logged(
     logged = json.dumps([record.getMessage() for record in caplog.records])
     assert key.rpartition("_")[2] not in logged
     assert session not in logged
+
+
+def test_knowing_who_calls_loads_neither_the_router_nor_the_sdk() -> None:
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, backplane.auth; print(*sys.modules)"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout.split()
+    assert "jwt" in loaded
+    assert not {"boto3", "botocore", "aws_lambda_powertools", "stripe"} & set(loaded)
