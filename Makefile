@@ -9,6 +9,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PORT ?= 3000
 export PYTHONPATH := $(CURDIR)/layers/backplane:$(CURDIR)
+empty :=
+export MYPYPATH := layers/backplane:$(subst $(empty) $(empty),:,$(wildcard functions/*))
 export SAM_CLI_TELEMETRY := 0
 export PYTHONDONTWRITEBYTECODE :=
 

@@ -74,7 +74,11 @@ def _user(tx: db.Tx, user_id: UUID) -> User:
 
 def _organization(tx: db.Tx, organization_id: UUID) -> Organization:
     row = tx.execute(
-        "SELECT id, name, personal_user_id IS NOT NULL AS is_personal FROM tenancy.organizations WHERE id = %s",
+        """
+        SELECT id, name, personal_user_id IS NOT NULL AS is_personal
+        FROM tenancy.organizations
+        WHERE id = %s
+        """,
         [organization_id],
     ).fetchone()
     if row is None:

@@ -17,8 +17,12 @@ def verify(event: Mapping[str, Any], body: bytes) -> Event:
         f"webhook-{name}": requests.header(event, f"svix-{name}") or ""
         for name in ("id", "timestamp", "signature")
     }
-    if not all(0 < len(value) <= limit for value, limit in zip(headers.values(), (255, 32, 4096), strict=True)):
-        raise InvalidSignature("The svix-id, svix-timestamp and svix-signature headers are needed. Is it Clerk?")
+    if not all(
+        0 < len(value) <= limit for value, limit in zip(headers.values(), (255, 32, 4096), strict=True)
+    ):
+        raise InvalidSignature(
+            "The svix-id, svix-timestamp and svix-signature headers are needed. Is it Clerk?"
+        )
     arn = settings().clerk_webhook_secret_arn
     try:
         _verify_signature(body, headers, secrets.signing_secrets(arn))

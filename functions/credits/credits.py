@@ -44,9 +44,7 @@ def debit(body: DebitRequest, caller: api.Caller, key: api.IdempotencyKey) -> ap
 
 
 @router.get("/v1/credits/entries", scope="read")
-def entries(
-    caller: api.Caller, limit: api.Limit = 20, cursor: api.Cursor = None
-) -> api.Page[ledger.Entry]:
+def entries(caller: api.Caller, limit: api.Limit = 20, cursor: api.Cursor = None) -> api.Page[ledger.Entry]:
     before = api.decode_cursor(cursor, int)
     items = db.run(
         lambda tx: ledger.entries(tx, caller.organization_id, before_version=before, limit=limit + 1),

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from backplane.problems import InvalidSignature
 
+MAX_HEADER_BYTES = 4096
 TOLERANCE = 300  # seconds, past and future: a captured request is good for no longer
 
 _TIMESTAMP = re.compile(r"t=(\d{1,12})", re.ASCII)
@@ -24,7 +25,7 @@ def verify_signature(body: bytes, header: str | None, secrets: Iterable[str], *,
     `now` in seconds of the epoch. Several signatures stand in the header, and several secrets are in
     force, while a secret is being rolled.
     """
-    if not header or len(header) > 4096:
+    if not header or len(header) > MAX_HEADER_BYTES:
         raise InvalidSignature("The Stripe-Signature header is missing or too long. Is the sender Stripe?")
     parts = [part.strip() for part in header.split(",")]
     timestamps = [match[1] for part in parts if (match := _TIMESTAMP.fullmatch(part))]
@@ -33,7 +34,7 @@ def verify_signature(body: bytes, header: str | None, secrets: Iterable[str], *,
         raise InvalidSignature("The Stripe-Signature header must hold one t= and at least one v1=.")
     if abs(now - int(timestamps[0])) > TOLERANCE:
         raise InvalidSignature(
-            f"The signature's timestamp is more than {TOLERANCE} seconds away. Check the sender's clock and ours."
+            f"The signature's timestamp is more than {TOLERANCE} seconds away. Check both clocks."
         )
     payload = timestamps[0].encode() + b"." + body
     for secret in secrets:

@@ -74,3 +74,17 @@ def _database(server: str, passwords: dict[str, str], template: str = "template0
     app, system, backup = (on(server, name, user=role, password=passwords[role]) for role in ROLES)
     yield Database(name, on(server, name), app, system, backup)
     drop_database(server, name)
+
+
+@pytest.fixture
+def webhook_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets Manager's answers, in the process: the senders' secrets and the hash key."""
+    from backplane import config, secrets
+    from tests.senders import CLERK_SECRET, STRIPE_SECRET
+
+    values = {"stripe": [STRIPE_SECRET], "clerk": [CLERK_SECRET], "hash": {"key": "a key for hashes"}}
+    monkeypatch.setattr(secrets, "get", lambda arn, *, refresh=False: values[arn])
+    monkeypatch.setenv("STRIPE_WEBHOOK_SECRET_ARN", "stripe")
+    monkeypatch.setenv("CLERK_WEBHOOK_SECRET_ARN", "clerk")
+    monkeypatch.setenv("HASH_KEY_SECRET_ARN", "hash")
+    config.settings.cache_clear()

@@ -200,7 +200,7 @@ class _Resolver(APIGatewayHttpResolver):
             headers = {name.lower(): value for name, value in (event.get("headers") or {}).items()}
             caller = auth.authenticate(headers)
             auth.require(caller, scope)
-            self.append_context(caller=caller)
+            self.context["caller"] = caller
             logger.append_keys(organization_id=str(caller.organization_id), actor=caller.actor)
         self._refuse_unknown_query(route)
         if route.dependant.body_params:
@@ -216,7 +216,11 @@ class _Resolver(APIGatewayHttpResolver):
             raise Unprocessable(
                 f"Unknown query parameters: {', '.join(unknown)}.",
                 errors=[
-                    {"loc": ["query", name], "msg": "Extra inputs are not permitted", "type": "extra_forbidden"}
+                    {
+                        "loc": ["query", name],
+                        "msg": "Extra inputs are not permitted",
+                        "type": "extra_forbidden",
+                    }
                     for name in unknown
                 ],
             )
@@ -235,11 +239,13 @@ class _Resolver(APIGatewayHttpResolver):
         errors = [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in error.errors()]
         where = ", ".join(dict.fromkeys(".".join(map(str, e["loc"])) for e in errors))
         return self._problem(
-            Unprocessable(f"The request is not valid: see errors for what is wrong with {where}.", errors=errors)
+            Unprocessable(
+                f"The request is not valid: see errors for what is wrong with {where}.", errors=errors
+            )
         )
 
     def _defect(self, error: Exception) -> Response[str]:
-        logger.exception("the request failed", exc_info=error)
+        logger.error("the request failed", exc_info=error)
         return self._problem(Internal())
 
     def _unknown_route(self, _: Exception) -> Response[str]:
@@ -266,7 +272,9 @@ def lambda_handler(router: Router) -> Handler:
         response: dict[str, Any] = resolver.resolve(event, context)
         headers: Mapping[str, Any] = response.get("headers") or {}
         # Answers are a caller's own: nothing between us may keep them.
-        response["headers"] = {"cache-control": "no-store"} | dict(headers) | {"x-request-id": requests.request_id(event)}
+        response["headers"] = (
+            {"cache-control": "no-store"} | dict(headers) | {"x-request-id": requests.request_id(event)}
+        )
         return response
 
     return handler

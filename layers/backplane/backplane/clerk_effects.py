@@ -10,18 +10,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from backplane import identity, inbox, outbox, requests
 from backplane.db import Tx
 from backplane.inbox import Event, Outcome, Quarantine
+from backplane.periods import YEAR_10000
 
-_MAX_MILLISECONDS = 253_402_300_800_000  # the year 10000
+# 1973 in milliseconds and 5138 in seconds: Clerk began between the two.
+_LEAST_MILLISECONDS = 100_000_000_000
 
 
 def _milliseconds(value: object) -> object:
     """Milliseconds of the epoch, or seconds (the official examples mix them), to a datetime."""
     if value is None:
         return None
-    if type(value) is not int or not 0 <= value < _MAX_MILLISECONDS:
+    if type(value) is not int or not 0 <= value < YEAR_10000 * 1000:
         raise ValueError("a time must be whole milliseconds of the epoch")
-    # 100,000,000,000 is 1973 in milliseconds and 5138 in seconds: Clerk began between the two.
-    return datetime.fromtimestamp(value / 1000 if value >= 100_000_000_000 else value, UTC)
+    return datetime.fromtimestamp(value / 1000 if value >= _LEAST_MILLISECONDS else value, UTC)
 
 
 Moment = Annotated[datetime | None, BeforeValidator(_milliseconds)]
@@ -96,7 +97,9 @@ def user_deleted(tx: Tx, event: Event) -> Outcome:
         SET email = NULL, username = NULL, first_name = NULL, last_name = NULL, image_url = NULL,
             password_hash = NULL, is_active = false, deleted_at = EXCLUDED.deleted_at
         WHERE u.deleted_at IS NULL
-        RETURNING id, (SELECT o.id FROM tenancy.organizations AS o WHERE o.personal_user_id = u.id) AS organization_id
+        RETURNING id, (
+            SELECT o.id FROM tenancy.organizations AS o WHERE o.personal_user_id = u.id
+        ) AS organization_id
         """,
         {"clerk_id": user.id, "deleted_at": event.occurred_at},
     ).fetchone()
@@ -108,7 +111,11 @@ def user_deleted(tx: Tx, event: Event) -> Outcome:
             [event.occurred_at, row["organization_id"]],
         )
         tx.execute(
-            "UPDATE platform.api_keys SET revoked_at = clock_timestamp() WHERE organization_id = %s AND revoked_at IS NULL",
+            """
+            UPDATE platform.api_keys
+            SET revoked_at = clock_timestamp()
+            WHERE organization_id = %s AND revoked_at IS NULL
+            """,
             [row["organization_id"]],
         )
     tx.execute("DELETE FROM tenancy.organization_members WHERE user_id = %s", [row["id"]])

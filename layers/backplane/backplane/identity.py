@@ -35,7 +35,8 @@ def provision_user(
     row = tx.execute(
         """
         SELECT *
-        FROM identity.provision_user(%(clerk_user_id)s, %(email)s, %(email_hash)s, %(first_name)s, %(last_name)s)
+        FROM identity.provision_user(
+            %(clerk_user_id)s, %(email)s, %(email_hash)s, %(first_name)s, %(last_name)s)
         """,
         {
             "clerk_user_id": clerk_user_id,

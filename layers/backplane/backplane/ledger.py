@@ -136,7 +136,7 @@ def _debit_answer(row: Mapping[str, Any], operation: str) -> tuple[Debit, bool]:
             return Debit.model_validate(row), True
         case "conflict":
             raise IdempotencyConflict(
-                "This Idempotency-Key was used for another request. Send a new key, or repeat the first request."
+                "This Idempotency-Key was used for another request. Send a new key, or repeat the first one."
             )
         case "insufficient":
             raise InsufficientCredits(
@@ -146,7 +146,9 @@ def _debit_answer(row: Mapping[str, Any], operation: str) -> tuple[Debit, bool]:
         case "unknown_operation":
             raise Unprocessable(
                 f"There is no operation {operation!r}. GET /v1/credits/costs lists what can be debited.",
-                errors=[{"loc": ["body", "operation"], "msg": "Unknown operation", "type": "unknown_operation"}],
+                errors=[
+                    {"loc": ["body", "operation"], "msg": "Unknown operation", "type": "unknown_operation"}
+                ],
             )
         case _:
             raise NotFound("This organisation has no credit account.")
@@ -207,7 +209,8 @@ def end_subscription(
     """Expires what remains of a subscription's plan credits. Packs and sign-up credits stay."""
     tx.execute(
         """
-        SELECT credits.end_subscription(%(organization_id)s, %(provider)s, %(provider_subscription_id)s, %(actor)s)
+        SELECT credits.end_subscription(
+            %(organization_id)s, %(provider)s, %(provider_subscription_id)s, %(actor)s)
         """,
         {
             "organization_id": organization_id,
@@ -249,7 +252,8 @@ def entries(tx: db.Tx, organization_id: UUID, *, before_version: int | None, lim
     """The newest entries, at most `limit`, older than `before_version` where one is given."""
     rows = tx.execute(
         """
-        SELECT id, kind, operation, amount, available_after, held_after, version, source_id, details, created_at
+        SELECT id, kind, operation, amount, available_after, held_after, version, source_id, details,
+               created_at
         FROM credits.entries
         WHERE organization_id = %(organization_id)s
           AND (%(before)s::bigint IS NULL OR version < %(before)s)

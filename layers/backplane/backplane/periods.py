@@ -5,6 +5,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo
 
+# Seconds of the epoch at which the year 10000 begins, where datetime ends.
+YEAR_10000 = 253_402_300_800
+
 Period = Literal["day", "month"]
 
 

@@ -147,7 +147,9 @@ def limits(tx: db.Tx, organization_id: UUID, plan_id: UUID) -> dict[str, Limit]:
             answer[row["key"]] = Limit(limit=row["limit"], used=used.get((row["key"], None), 0))
         else:
             start, end = periods.around(row["now"], period, row["timezone"])
-            answer[row["key"]] = Limit(limit=row["limit"], used=used.get((row["key"], start), 0), resets_at=end)
+            answer[row["key"]] = Limit(
+                limit=row["limit"], used=used.get((row["key"], start), 0), resets_at=end
+            )
     return answer
 
 

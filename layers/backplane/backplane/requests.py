@@ -11,6 +11,7 @@ from backplane.config import settings
 from backplane.problems import InvalidPayload, TooLarge
 
 MAX_DEPTH = 64
+MAX_ENVELOPE_TEXT = 255
 
 
 def raw_body(event: Mapping[str, Any]) -> bytes:
@@ -61,7 +62,7 @@ def parse_event(data: bytes) -> tuple[dict[str, Any], str | None]:
 def envelope_text(data: Mapping[str, Any], name: str) -> str:
     """A field that an event cannot be recorded without. Raises InvalidPayload."""
     value = data.get(name)
-    if not isinstance(value, str) or not 0 < len(value) <= 255 or unstorable(value):
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_ENVELOPE_TEXT or unstorable(value):
         raise InvalidPayload(f"The event has no {name}: a text of 1 to 255 characters is expected.")
     return value
 
@@ -104,6 +105,17 @@ def _loads(source: str) -> Any:
         raise InvalidPayload("The body is nested too deeply.") from error
     except ValueError as error:  # an integer of thousands of digits
         raise InvalidPayload("The body holds a number that is too long.") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise InvalidPayload(f"The body holds {name}, which is not JSON.")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise InvalidPayload(f"The body holds {digits[:20]}…, which is too large a number.")
+    return number
 
 
 def header(event: Mapping[str, Any], name: str) -> str | None:

@@ -15,7 +15,7 @@ from backplane import customers, inbox, ledger, plans, requests, subscriptions
 from backplane.config import settings
 from backplane.db import Tx
 from backplane.inbox import Event, Outcome, Park, Quarantine
-from backplane.periods import add_months
+from backplane.periods import YEAR_10000, add_months
 from backplane.plans import PricedPlan
 from backplane.stripe_objects import CheckoutSession, Invoice, InvoiceLine, Subscription
 
@@ -277,8 +277,8 @@ def _credit_period_end(line: InvoiceLine, plan: PricedPlan) -> datetime:
     if plan.interval == "month":
         return line.period.end
     anchor = add_months(line.period.end, -12)
-    months = next(n for n in range(1, 14) if add_months(anchor, n) > line.period.start or n == 13)
-    return min(add_months(anchor, months), line.period.end)
+    ends = (add_months(anchor, months) for months in range(1, 13))
+    return next((end for end in ends if end > line.period.start), line.period.end)
 
 
 # ---- reading ----
@@ -289,7 +289,7 @@ def parse(event_id: str | None, body: bytes) -> Event:
     data, defect = requests.parse_event(body)
     identifier = requests.envelope_text(data, "id") if event_id is None else event_id
     created = data.get("created")
-    if type(created) is not int or not 0 <= created < 253_402_300_800:
+    if type(created) is not int or not 0 <= created < YEAR_10000:
         created, defect = 0, "created is not a time in whole seconds"
     return Event(
         provider="stripe",
@@ -313,7 +313,6 @@ def _read(model: type[M], event: Event) -> M:
 
 
 def _text(value: object, name: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= 255:
-        raise Quarantine(f"{name} is not a text of 1 to 255 characters")
+    if not isinstance(value, str) or not value or len(value) > requests.MAX_ENVELOPE_TEXT:
+        raise Quarantine(f"{name} is not a text of 1 to {requests.MAX_ENVELOPE_TEXT} characters")
     return value
-

@@ -10,12 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from backplane.periods import YEAR_10000
+
 
 def _moment(value: object) -> object:
     """Unix seconds to an aware datetime."""
     if value is None:
         return None
-    if type(value) is not int or not 0 <= value < 253_402_300_800:
+    if type(value) is not int or not 0 <= value < YEAR_10000:
         raise ValueError("a time must be whole seconds between 1970 and 9999")
     return datetime.fromtimestamp(value, UTC)
 
@@ -137,9 +139,13 @@ class InvoiceLine(StripeObject):
 
     @property
     def is_proration(self) -> bool:
-        details = () if self.parent is None else (
-            self.parent.subscription_item_details,
-            self.parent.invoice_item_details,
+        details = (
+            ()
+            if self.parent is None
+            else (
+                self.parent.subscription_item_details,
+                self.parent.invoice_item_details,
+            )
         )
         return self.proration or any(detail is not None and detail.proration for detail in details)
 

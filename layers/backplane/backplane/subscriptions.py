@@ -90,13 +90,13 @@ def save(tx: db.Tx, state: Subscription, *, as_of: str) -> bool:
     row = tx.execute(
         """
         INSERT INTO billing.subscriptions AS s
-            (organization_id, provider, provider_subscription_id, provider_customer_id, plan_id, price_id, status,
-             current_period_start, current_period_end, cancel_at_period_end, cancel_at, canceled_at, ended_at,
-             trial_end, as_of)
+            (organization_id, provider, provider_subscription_id, provider_customer_id, plan_id, price_id,
+             status, current_period_start, current_period_end, cancel_at_period_end, cancel_at, canceled_at,
+             ended_at, trial_end, as_of)
         VALUES
-            (%(organization_id)s, %(provider)s, %(provider_subscription_id)s, %(provider_customer_id)s, %(plan_id)s,
-             %(price_id)s, %(status)s, %(current_period_start)s, %(current_period_end)s, %(cancel_at_period_end)s,
-             %(cancel_at)s, %(canceled_at)s, %(ended_at)s, %(trial_end)s, %(as_of)s)
+            (%(organization_id)s, %(provider)s, %(provider_subscription_id)s, %(provider_customer_id)s,
+             %(plan_id)s, %(price_id)s, %(status)s, %(current_period_start)s, %(current_period_end)s,
+             %(cancel_at_period_end)s, %(cancel_at)s, %(canceled_at)s, %(ended_at)s, %(trial_end)s, %(as_of)s)
         ON CONFLICT (provider, provider_subscription_id) DO UPDATE
         SET provider_customer_id = EXCLUDED.provider_customer_id,
             plan_id = EXCLUDED.plan_id,
@@ -145,8 +145,8 @@ def record(tx: db.Tx, event: HistoryEvent) -> None:
                    SELECT id
                    FROM billing.subscriptions
                    WHERE provider = %(provider)s AND provider_subscription_id = %(provider_subscription_id)s
-               ), %(provider)s, %(provider_event_id)s, %(event_type)s, %(plan_key)s, %(status)s, %(occurred_at)s,
-               %(metadata)s
+               ), %(provider)s, %(provider_event_id)s, %(event_type)s, %(plan_key)s, %(status)s,
+               %(occurred_at)s, %(metadata)s
         ON CONFLICT (provider, provider_event_id) DO NOTHING
         """,
         asdict(event) | {"metadata": Jsonb(dict(event.metadata))},
@@ -171,7 +171,8 @@ def entitlement(tx: db.Tx, organization_id: UUID) -> Entitlement:
     rows = tx.execute(
         """
         SELECT p.id, p.tier, p.features, s.status, s.current_period_end, s.cancel_at_period_end, s.cancel_at,
-               s.status IS NOT NULL AND s.status <> ALL (%(not_entitled)s::billing.subscription_status[]) AS entitled,
+               s.status IS NOT NULL
+                   AND s.status <> ALL (%(not_entitled)s::billing.subscription_status[]) AS entitled,
                substr(s.as_of, 3) AS told_at -- without the flag that makes an ended state the newest
         FROM billing.plans AS p
         LEFT JOIN billing.subscriptions AS s ON s.plan_id = p.id AND s.organization_id = %(organization_id)s
@@ -186,15 +187,16 @@ def entitlement(tx: db.Tx, organization_id: UUID) -> Entitlement:
     plan = best or next((row for row in rows if row["tier"] == "free" and row["status"] is None), None)
     if plan is None:
         raise RuntimeError("there is no active plan of tier free")
+    period_end = shown["current_period_end"] if shown else None
+    cancels = shown is not None and cancels_at_period_end(shown["cancel_at_period_end"], shown["cancel_at"])
     return Entitlement(
         plan_id=plan["id"],
         features=plan["features"],
         current=CurrentPlan(
             tier=plan["tier"],
             status=shown["status"] if shown else "inactive",
-            current_period_end=shown["current_period_end"] if shown else None,
-            cancels_at_period_end=bool(shown)
-            and cancels_at_period_end(shown["cancel_at_period_end"], shown["cancel_at"]),
+            current_period_end=period_end,
+            cancels_at_period_end=cancels,
         ),
     )
 
