@@ -1,7 +1,7 @@
 """Where this checkout keeps what: the template, the functions, and the run's data under `.local/`.
 
-BACKPLANE_LOCAL_DATA names another data folder and BACKPLANE_ENV_FILE another `.env`, so that a
-test's stack shares nothing with the developer's.
+BACKPLANE_LOCAL_DATA names another data folder, BACKPLANE_ENV_FILE another `.env` and
+BACKPLANE_TEMPLATE another template, so that a test's stack shares nothing with the developer's.
 """
 
 import os
@@ -12,7 +12,6 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 ROOT = Path(__file__).resolve().parent.parent
-TEMPLATE = ROOT / "template.yaml"
 
 # What `.env` may replace; a variable of the shell wins over it.
 REPLACEABLE = (
@@ -65,6 +64,11 @@ class Data:
     @property
     def postgres(self) -> Path:
         return self.folder / "postgres"
+
+
+def template() -> Path:
+    """BACKPLANE_TEMPLATE names another, beside its functions."""
+    return Path(os.environ.get("BACKPLANE_TEMPLATE") or ROOT / "template.yaml").resolve()
 
 
 def data() -> Data:

@@ -1,7 +1,6 @@
 """The functions' execution environments: started on demand, reused, at most so many a function."""
 
 import os
-import sys
 import threading
 import time
 import uuid
@@ -14,6 +13,7 @@ from pathlib import Path
 from local.children import Children
 from local.environment import Environment, Outcome, Status
 from local.function import Function
+from local.terminal import say
 
 DEFAULT_POOL = 4  # environments a function; BACKPLANE_LOCAL_POOL changes it
 MAX_WAITING = 1000  # requests a function; more are throttled at once
@@ -122,7 +122,7 @@ class Runtime:
             outcome = pool.invoke(payload, request_id)
             status = outcome.status.value
         except OSError as error:
-            print(f"{pool.function.folder}: {error}", file=sys.stderr, flush=True)
+            say(str(error))
             raise
         finally:
             _report(pool.function.folder, request_id, status, (time.monotonic() - began) * 1000)
@@ -144,6 +144,4 @@ class Runtime:
 def _report(folder: str, request_id: str, status: str, milliseconds: float) -> None:
     clock = time.strftime("%H:%M:%S")
     hint = "" if status in {"ok", "throttled"} else f"   → make logs F={folder}"
-    # One write a line, so that requests that end together don't mix theirs.
-    sys.stdout.write(f"{clock}  {folder:<16} {request_id}  {status:<9} {milliseconds:7.0f} ms{hint}\n")
-    sys.stdout.flush()
+    say(f"{clock}  {folder:<16} {request_id}  {status:<9} {milliseconds:7.0f} ms{hint}")

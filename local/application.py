@@ -1,0 +1,174 @@
+"""template.yaml as the local cloud sees it: translated by SAM, created by moto's CloudFormation.
+
+CloudFormation resolves the references, so a broken one breaks here first. Code stays where it is:
+each CodeUri becomes the key of an object in a bucket that doesn't exist, and so finds back to its
+folder.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+from samcli.lib.providers.api_provider import ApiProvider
+from samcli.lib.providers.provider import Api
+from samcli.lib.providers.sam_stack_provider import SamLocalStackProvider
+from samcli.yamlhelper import yaml_parse
+from samtranslator.parser.parser import Parser
+from samtranslator.public.exceptions import InvalidDocumentException
+from samtranslator.translator.translator import Translator
+
+from local.aws import REGION, STACK_NAME, Client
+from local.credentials import Credentials
+from local.function import Function
+from local.refusal import Refusal
+
+BUCKET = "code-in-this-checkout"
+
+# moto's CloudFormation makes none of these. The gateway is ours, and so is the making of secrets;
+# what else refers to one finds a parameter of its name instead.
+GATEWAY = ("AWS::ApiGatewayV2::Api", "AWS::ApiGatewayV2::Stage")
+SECRET = "AWS::SecretsManager::Secret"
+UNSUPPORTED = ("AWS::Scheduler::",)
+
+Template = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Application:
+    functions: list[Function]
+    api: Api  # SAM CLI's: routes and CORS
+    expose_headers: tuple[str, ...]
+
+
+def translate(path: Path, parameters: Mapping[str, str]) -> Template:
+    """The CloudFormation template. Raises Refusal."""
+    import boto3  # late, as in local.aws
+
+    template: Template = yaml_parse(path.read_text())
+    for resource in template["Resources"].values():
+        properties = resource.get("Properties", {})
+        for name in {"CodeUri", "ContentUri"} & properties.keys():
+            properties[name] = f"s3://{BUCKET}/{properties[name]}"
+    translator = Translator(
+        managed_policy_map=None,
+        sam_parser=Parser(),
+        plugins=[],
+        boto_session=boto3.Session(region_name=REGION),
+    )
+    try:
+        translated: Template = translator.translate(template, dict(_declared(template, parameters)))
+    except InvalidDocumentException as error:
+        causes = "; ".join(cause.message for cause in error.causes)
+        raise Refusal(f"{path.name} is not valid SAM: {causes}. `make lint` says where.") from None
+    return translated
+
+
+def create(
+    path: Path, parameters: Mapping[str, str], client: Client, credentials: Credentials
+) -> Application:
+    """Create the template's resources and say what its functions and routes are. Raises Refusal."""
+    template = translate(path, parameters)
+    values = dict(_declared(template, parameters))
+    expose_headers = _exposed(template)
+    values |= _adopt(template, client, credentials)
+    physical = _create_stack(path, template, values, client)
+    stacks, _ = SamLocalStackProvider.get_stacks(str(path), parameter_overrides=values)
+    return Application(
+        functions=[
+            _function(path.parent, template, logical_id, physical, client)
+            for logical_id, resource in template["Resources"].items()
+            if resource["Type"] == "AWS::Lambda::Function"
+        ],
+        api=ApiProvider(stacks, cwd=str(path.parent)).api,
+        expose_headers=expose_headers,
+    )
+
+
+def _declared(template: Template, values: Mapping[str, str]) -> Mapping[str, str]:
+    return {name: value for name, value in values.items() if name in template.get("Parameters", {})}
+
+
+def _exposed(template: Template) -> tuple[str, ...]:
+    for resource in template["Resources"].values():
+        if resource["Type"] == "AWS::ApiGatewayV2::Api":
+            cors = resource["Properties"].get("Body", {}).get("x-amazon-apigateway-cors", {})
+            return tuple(cors.get("exposeHeaders", ()))
+    return ()
+
+
+def _adopt(template: Template, client: Client, credentials: Credentials) -> dict[str, str]:
+    """Take out what moto can't make, put parameters in its place; their values."""
+    values = {}
+    resources: Template = template["Resources"]
+    for name, resource in list(resources.items()):
+        kind = resource["Type"]
+        if kind == SECRET:
+            text = credentials.secret_string(name, resource["Properties"])
+            values[name] = put_secret(client, name, text)
+        elif kind in GATEWAY or kind.startswith(UNSUPPORTED):
+            values[name] = name.lower()
+        elif kind != "AWS::Lambda::Permission":  # who may invoke is not enforced here
+            continue
+        del resources[name]
+    template.setdefault("Parameters", {}).update({name: {"Type": "String"} for name in values})
+    return values
+
+
+def put_secret(client: Client, name: str, text: str) -> str:
+    """Its ARN."""
+    arn: str = client("secretsmanager").create_secret(Name=f"{STACK_NAME}/{name}", SecretString=text)["ARN"]
+    return arn
+
+
+def _create_stack(
+    path: Path, template: Template, values: Mapping[str, str], client: Client
+) -> dict[str, str]:
+    """Physical ids by logical ones."""
+    cloudformation = client("cloudformation")
+    parameters = [{"ParameterKey": name, "ParameterValue": value} for name, value in values.items()]
+    try:
+        cloudformation.create_stack(
+            StackName=STACK_NAME,
+            TemplateBody=json.dumps(template),
+            Parameters=parameters,
+            Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM"],
+        )
+        resources = cloudformation.describe_stack_resources(StackName=STACK_NAME)["StackResources"]
+    except (BotoCoreError, ClientError) as error:
+        raise Refusal(f"{path.name} can't be created: {error}") from None
+    return {each["LogicalResourceId"]: each.get("PhysicalResourceId", "") for each in resources}
+
+
+def _function(
+    root: Path, template: Template, logical_id: str, physical: Mapping[str, str], client: Client
+) -> Function:
+    properties = template["Resources"][logical_id]["Properties"]
+    resolved = client("lambda").get_function_configuration(FunctionName=physical[logical_id])
+    code = root / properties["Code"]["S3Key"]
+    if not code.is_dir():
+        raise Refusal(f"{logical_id}'s CodeUri {code.relative_to(root)} is not a folder.")
+    return Function(
+        name=resolved["FunctionName"],
+        logical_id=logical_id,
+        code=code,
+        handler=resolved["Handler"],
+        timeout=resolved["Timeout"],
+        memory=resolved["MemorySize"],
+        layers=tuple(_layer(root, template, each["Ref"]) for each in properties.get("Layers", ())),
+        environment=_variables(resolved.get("Environment", {}).get("Variables", {})),
+        log_format=properties.get("LoggingConfig", {}).get("LogFormat", "Text"),
+    )
+
+
+def _variables(resolved: Mapping[str, Any]) -> dict[str, str]:
+    """As strings, which AWS makes of them: moto leaves a Number parameter a number."""
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in resolved.items()}
+
+
+def _layer(root: Path, template: Template, logical_id: str) -> Path:
+    """What the layer puts on the path: its folder, which `sam build` moves under `python/`."""
+    folder = root / str(template["Resources"][logical_id]["Properties"]["Content"]["S3Key"])
+    return folder / "python" if (folder / "python").is_dir() else folder
