@@ -275,6 +275,7 @@ def usage(tx: db.Tx, organization_id: UUID, *, days: int, now: datetime | None =
         SELECT operation, -sum(amount)::bigint AS credits, count(*) AS count
         FROM credits.entries
         WHERE organization_id = %(organization_id)s
+          AND operation IS NOT NULL
           AND kind IN ('debit', 'settle', 'refund')
           AND created_at >= %(since)s AND created_at <= %(to)s
         GROUP BY operation
@@ -287,6 +288,7 @@ def usage(tx: db.Tx, organization_id: UUID, *, days: int, now: datetime | None =
         SELECT (created_at AT TIME ZONE 'UTC')::date AS day, -sum(amount)::bigint AS credits
         FROM credits.entries
         WHERE organization_id = %(organization_id)s
+          AND operation IS NOT NULL
           AND kind IN ('debit', 'settle', 'refund')
           AND created_at >= %(since)s AND created_at <= %(to)s
         GROUP BY day
