@@ -23,12 +23,14 @@ MIGRATOR: Final = "backplane_migrator"
 LOGINS: Final = ("backplane_app", "backplane_system", "backplane_backup")
 
 # Bounds for what sets none of its own: single statements, and a process that was frozen or cut
-# off in the middle of a transaction, whose row locks would otherwise stay.
-LIMITS: Final[Mapping[str, Mapping[str, str]]] = {
+# off in the middle of a transaction, whose row locks would otherwise stay. And UTC, whatever the
+# server's zone: times leave in answers as the session reads them.
+SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
     role: {
         "statement_timeout": "30s",
         "lock_timeout": "10s",
         "idle_in_transaction_session_timeout": "60s",
+        "TimeZone": "UTC",
     }
     for role in ("backplane_app", "backplane_system")
 }
@@ -88,7 +90,7 @@ def _ensure(connection: psycopg.Connection[DictRow], passwords: Mapping[str, str
         _execute(connection, f"CREATE ROLE {{role}} {_can_login(role)}", role=role)
     for role, attributes in _attributes(connection).items():
         _refuse_powers(role, attributes)
-        for name, value in LIMITS.get(role, {}).items():
+        for name, value in SETTINGS.get(role, {}).items():
             if f"{name}={value}" not in (attributes["rolconfig"] or []):
                 _execute(connection, f"ALTER ROLE {{role}} SET {name} = '{value}'", role=role)
     _set_passwords(connection, passwords)
