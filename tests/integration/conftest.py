@@ -79,8 +79,9 @@ def _database(server: str, passwords: dict[str, str], template: str = "template0
 @pytest.fixture
 def webhook_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Secrets Manager's answers, in the process: the senders' secrets and the hash key."""
-    from backplane import config, secrets
     from tests.senders import CLERK_SECRET, STRIPE_SECRET
+
+    from backplane import config, secrets
 
     values = {"stripe": [STRIPE_SECRET], "clerk": [CLERK_SECRET], "hash": {"key": "a key for hashes"}}
     monkeypatch.setattr(secrets, "get", lambda arn, *, refresh=False: values[arn])
