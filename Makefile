@@ -36,14 +36,15 @@ $(VENV)/.stamp: requirements/bootstrap.txt requirements/dev.txt
 dev: $(VENV)/.stamp ## Run all of it here (PORT=3000; 0 picks a free one); Ctrl-C stops it
 	@exec $(PY) -m local.stack --port $(PORT)
 
-send: $(VENV)/.stamp ## Send a signed sample webhook: make send E=events/stripe_webhook.json
-	@$(PY) -m local.send $(E)
+send: $(VENV)/.stamp ## Send a signed sample event: make send E=events/stripe_webhook.json [ID=abc]
+	@$(PY) -m local.send "$(E)" --id "$(ID)"
 
+# The shell has a USER too, and its person is not Clerk's: only one given here counts.
 token: $(VENV)/.stamp ## Print a session token: make -s token USER=user_abc [ORG=org_abc] [ROLE=admin] [PLATFORM=admin]
-	@$(PY) -m local.token "$(USER)" --org "$(ORG)" --role "$(ROLE)" --platform "$(PLATFORM)"
+	@$(PY) -m local.token "$(if $(filter command line,$(origin USER)),$(USER))" --org "$(ORG)" --role "$(ROLE)" --platform "$(PLATFORM)"
 
 invoke: $(VENV)/.stamp ## Invoke a function by name: make invoke F=health [E=event.json]
-	@$(PY) -m local.invoke "$(F)" $(E)
+	@$(PY) -m local.invoke "$(F)" "$(E)"
 
 migrate: $(VENV)/.stamp ## Apply pending migrations (to the running stack, or DATABASE_URL)
 	@$(PY) -m local.database migrate

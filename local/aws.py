@@ -50,7 +50,7 @@ def start(children: Children, listener: socket.socket, log: Path) -> str:
     return url
 
 
-def clients(url: str) -> Client:
+def clients(url: str, *, read_timeout: float = 60) -> Client:
     """A function that makes a client of a service, as `clients(url)("lambda")`."""
     import boto3  # costs a quarter of a second, while moto starts
     from botocore.config import Config
@@ -60,5 +60,5 @@ def clients(url: str) -> Client:
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
         region_name=REGION,
     )
-    config = Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 1})
+    config = Config(connect_timeout=5, read_timeout=read_timeout, retries={"total_max_attempts": 1})
     return lambda service: session.client(service, endpoint_url=url, config=config)

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import secrets
-import time
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -21,6 +20,8 @@ from local.credentials import write_private
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+# Where the developer's front ends run: allowed origins, and the first is a token's `azp`.
+ORIGINS = ("http://localhost:3000", "http://localhost:5173")
 LIFETIME = 12 * 3600  # seconds; Clerk's live for one minute
 
 
@@ -71,10 +72,6 @@ def session_claims(
             "org_role": role if role.startswith("org:") else f"org:{role}",
         }
     return claims
-
-
-def session_token(key: SigningKey, user: str, **claims: Any) -> str:
-    return key.sign(session_claims(user, now=int(time.time()), **claims))
 
 
 class Jwks:

@@ -9,8 +9,8 @@ from psycopg.conninfo import conninfo_to_dict
 from local.application import put_secret
 from local.aws import Client
 from local.credentials import Credentials
+from local.issuer import ORIGINS
 
-ORIGINS = ("http://localhost:3000", "http://localhost:5173")
 SSL_MODES = ("disable", "require", "verify-ca", "verify-full")  # the template's
 
 

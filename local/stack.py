@@ -3,7 +3,6 @@
 import argparse
 import json
 import platform
-import shutil
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -125,7 +124,7 @@ def forget(data: Data) -> int:
             Postgres(data.postgres).forget()
         except PostgresError as error:
             raise Refusal(str(error)) from None
-        shutil.rmtree(data.folder)
+        data.forget()
     kept = (
         " The database of your DATABASE_URL is not touched." if "DATABASE_URL" in checkout.overrides() else ""
     )
