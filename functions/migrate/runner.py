@@ -175,7 +175,6 @@ def _make_table(connection: Connection) -> None:
             ADD COLUMN IF NOT EXISTS name text,
             ADD COLUMN IF NOT EXISTS checksum text,
             ADD COLUMN IF NOT EXISTS applied_at timestamptz DEFAULT now();
-        GRANT SELECT ON public.schema_migrations TO backplane_system, backplane_backup;
         """,
         prepare=False,  # several statements in one message: one implicit transaction
     )

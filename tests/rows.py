@@ -1,0 +1,111 @@
+"""A row in every table for each of two organisations: what tenants must not see of each other.
+
+A migration that adds a table adds its row here; test_row_level_security.py insists.
+"""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import DictRow
+
+# Tables whose rows the migrations bring along.
+SEEDED = frozenset(
+    {
+        "billing.credit_packs",
+        "billing.plan_limits",
+        "billing.plan_prices",
+        "billing.plans",
+        "credits.operations",
+        "platform.admin_settings",
+    }
+)
+
+# In an order that foreign keys allow. %(n)s tells the organisations apart: 1 and 2.
+INSERTS = {
+    "identity.users": """
+        INSERT INTO identity.users (id, clerk_id, email)
+        VALUES (%(user)s, 'user_' || %(n)s, %(n)s || '@example.com')
+    """,
+    "tenancy.organizations": """
+        INSERT INTO tenancy.organizations (id, clerk_id, name)
+        VALUES (%(organization)s, 'org_' || %(n)s, 'Organisation ' || %(n)s)
+    """,
+    "tenancy.organization_members": """
+        INSERT INTO tenancy.organization_members (organization_id, user_id, role)
+        VALUES (%(organization)s, %(user)s, 'owner')
+    """,
+    "billing.customers": """
+        INSERT INTO billing.customers (organization_id, provider, provider_customer_id)
+        VALUES (%(organization)s, 'stripe', 'cus_' || %(n)s)
+    """,
+    "billing.subscriptions": """
+        INSERT INTO billing.subscriptions
+            (organization_id, provider, provider_subscription_id, plan_id, status, as_of)
+        SELECT %(organization)s, 'stripe', 'sub_' || %(n)s, id, 'active', '1'
+        FROM billing.plans
+        WHERE key = 'pro'
+    """,
+    "billing.subscription_events": """
+        INSERT INTO billing.subscription_events
+            (organization_id, provider, provider_event_id, event_type, status, occurred_at)
+        VALUES (%(organization)s, 'stripe', 'evt_' || %(n)s, 'customer.subscription.created', 'active', now())
+    """,
+    "billing.usage_counters": """
+        INSERT INTO billing.usage_counters (organization_id, key, period_start, used)
+        VALUES (%(organization)s, 'app.messages_per_day', '2026-01-01Z', 1)
+    """,
+    "credits.accounts": """
+        INSERT INTO credits.accounts (organization_id)
+        VALUES (%(organization)s)
+    """,
+    "credits.grants": """
+        INSERT INTO credits.grants (organization_id, source, source_key, amount, remaining, priority)
+        VALUES (%(organization)s, 'promotion', 'promotion:spring', 100, 100, 10)
+    """,
+    "credits.entries": """
+        INSERT INTO credits.entries
+            (organization_id, version, kind, amount, available_after, held_after, debt_after, actor)
+        VALUES (%(organization)s, 1, 'grant', 100, 100, 0, 0, 'system')
+    """,
+    "credits.sign_up_claims": """
+        INSERT INTO credits.sign_up_claims (email_hash, organization_id)
+        VALUES (sha256(convert_to(%(n)s::text, 'UTF8')), %(organization)s)
+    """,
+    "platform.webhook_inbox": """
+        INSERT INTO platform.webhook_inbox
+            (provider, event_id, event_type, body, status, organization_id, occurred_at)
+        VALUES ('stripe', 'evt_' || %(n)s, 'invoice.paid', '{}', 'processed', %(organization)s, now())
+    """,
+    "platform.outbox": """
+        INSERT INTO platform.outbox (organization_id, type, payload)
+        VALUES (%(organization)s, 'user.created', '{}')
+    """,
+    "platform.api_keys": """
+        INSERT INTO platform.api_keys (kind, organization_id, name, prefix, secret_hash, scopes)
+        VALUES ('organization', %(organization)s, 'key', 'prefix' || %(n)s, sha256('secret'), '{read}')
+    """,
+    "platform.audit_log": """
+        INSERT INTO platform.audit_log (organization_id, actor, action, target)
+        VALUES (%(organization)s, 'system', 'user.created', 'user:1')
+    """,
+}
+
+
+@dataclass(frozen=True)
+class Tenant:
+    organization: UUID
+    user: UUID
+
+
+ONE = Tenant(UUID("01890a5d-ac96-774b-bcce-b302099a0001"), UUID("01890a5d-ac96-774b-bcce-b302099a1001"))
+OTHER = Tenant(UUID("01890a5d-ac96-774b-bcce-b302099a0002"), UUID("01890a5d-ac96-774b-bcce-b302099a1002"))
+
+
+def populate(owner: psycopg.Connection[DictRow]) -> None:
+    """Insert the rows of both, as the owner."""
+    with owner.transaction():
+        for number, tenant in enumerate((ONE, OTHER), start=1):
+            values = {"n": number, "organization": tenant.organization, "user": tenant.user}
+            for insert in INSERTS.values():
+                owner.execute(insert.encode(), values)
