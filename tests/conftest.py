@@ -2,7 +2,7 @@
 
 Each test process (xdist's workers too) starts a server of its own from the wheel, when its first
 test asks for one, and forgets it at the end: roles are the whole server's, so sharing one would
-let the tests of two workers meet. With DATABASE_URL in the environment that server is used
+let the tests of two workers meet. With TEST_DATABASE_URL in the environment that server is used
 instead; its login must be a superuser, or have CREATEDB and CREATEROLE, and the passwords of
 Backplane's roles there are changed.
 """
@@ -24,13 +24,21 @@ sys.path[:0] = [
 
 from local.postgres import Postgres, PostgresError  # noqa: E402  the path is set above
 
+from backplane.config import Settings  # noqa: E402
+
+# The shell's settings and credentials are not the tests': nothing here may reach a real account.
+for name in [*os.environ]:
+    if name.startswith("AWS_") or name.lower() in Settings.model_fields:
+        del os.environ[name]
+os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
+
 SERVERS = ROOT / ".local" / "test-servers"  # a folder a process id
 
 
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     """The URL of a login that may create roles and databases."""
-    if given := os.environ.get("DATABASE_URL"):
+    if given := os.environ.get("TEST_DATABASE_URL"):
         yield given
         return
     _forget_the_dead()
