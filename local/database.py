@@ -80,8 +80,7 @@ def _migrate_directly(url: str) -> dict[str, object]:
     """Without a stack, in this process. Roles that stand keep their passwords."""
     os.environ["DATABASE_URL"] = url
     sys.path.insert(0, str(checkout.ROOT / "functions" / "migrate"))
-    import migrate as function  # its folder is on the path only now
-
+    function = importlib.import_module("migrate")  # its folder is on the path only now
     from backplane.config import settings
     from backplane.connect import connect
 

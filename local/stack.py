@@ -156,7 +156,7 @@ def _database(data: Data, given: str | None, cleanup: ExitStack) -> str:
         return given
     server = Postgres(data.postgres)
     if not server.home.exists():
-        say("Making a PostgreSQL of this checkout's own …")
+        say(f"Making a PostgreSQL server for this checkout; its data will be in {server.home}.")
     cleanup.callback(server.stop)
     try:
         server.start()
@@ -180,7 +180,8 @@ def _migrate(runtime: "Runtime", data: Data) -> None:
     if outcome.status is not Status.OK:
         cause = json.loads(outcome.payload).get("errorMessage", "")
         raise Refusal(
-            f"the database can't be brought up to date: {cause}\nMore in {data.logs / 'migrate.log'}."
+            f"the database can't be brought up to date: {cause}\n"
+            f"The log is {data.logs / 'migrate.log'}. Where the data doesn't matter: `make clean-local`."
         )
 
 
