@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from backplane import identity, inbox, outbox, requests
 from backplane.db import Tx
 from backplane.inbox import Event, Outcome, Quarantine
-from backplane.periods import YEAR_10000
+from backplane.periods import YEAR_9999
 
 # 1973 in milliseconds and 5138 in seconds: Clerk began between the two.
 _LEAST_MILLISECONDS = 100_000_000_000
@@ -20,7 +20,7 @@ def _milliseconds(value: object) -> object:
     """Milliseconds of the epoch, or seconds (the official examples mix them), to a datetime."""
     if value is None:
         return None
-    if type(value) is not int or not 0 <= value < YEAR_10000 * 1000:
+    if type(value) is not int or not 0 <= value < YEAR_9999 * 1000:
         raise ValueError("a time must be whole milliseconds of the epoch")
     return datetime.fromtimestamp(value / 1000 if value >= _LEAST_MILLISECONDS else value, UTC)
 

@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-# Seconds of the epoch at which the year 10000 begins, where datetime ends.
-YEAR_10000 = 253_402_300_800
+# Seconds of the epoch at which the year 9999 begins. Senders' times must lie before: datetime ends a
+# year later, and there must be room to count on from them.
+YEAR_9999 = 253_370_764_800
 
 Period = Literal["day", "month"]
 

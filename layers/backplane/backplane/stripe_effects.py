@@ -15,7 +15,7 @@ from backplane import customers, inbox, ledger, plans, requests, subscriptions
 from backplane.config import settings
 from backplane.db import Tx
 from backplane.inbox import Event, Outcome, Park, Quarantine
-from backplane.periods import YEAR_10000, add_months
+from backplane.periods import YEAR_9999, add_months
 from backplane.plans import PricedPlan
 from backplane.stripe_objects import CheckoutSession, Invoice, InvoiceLine, Subscription
 
@@ -289,7 +289,7 @@ def parse(event_id: str | None, body: bytes) -> Event:
     data, defect = requests.parse_event(body)
     identifier = requests.envelope_text(data, "id") if event_id is None else event_id
     created = data.get("created")
-    if type(created) is not int or not 0 <= created < YEAR_10000:
+    if type(created) is not int or not 0 <= created < YEAR_9999:
         created, defect = 0, "created is not a time in whole seconds"
     return Event(
         provider="stripe",

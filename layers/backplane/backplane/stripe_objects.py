@@ -10,15 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from backplane.periods import YEAR_10000
+from backplane.periods import YEAR_9999
 
 
 def _moment(value: object) -> object:
     """Unix seconds to an aware datetime."""
     if value is None:
         return None
-    if type(value) is not int or not 0 <= value < YEAR_10000:
-        raise ValueError("a time must be whole seconds between 1970 and 9999")
+    if type(value) is not int or not 0 <= value < YEAR_9999:
+        raise ValueError("a time must be whole seconds between 1970 and 9998")
     return datetime.fromtimestamp(value, UTC)
 
 
@@ -40,7 +40,7 @@ class StripeObject(BaseModel):
 
 
 class _Price(StripeObject):
-    id: str
+    id: Identifier
 
 
 class _Item(StripeObject):
@@ -160,6 +160,7 @@ class Invoice(StripeObject):
     billing_reason: str | None = None
     lines: _Lines = _Lines()
     subscription_: OptionalIdentifier = Field(default=None, alias="subscription")  # before basil
+    subscription_details: _SubscriptionDetails | None = None  # before basil, only metadata
     parent: _InvoiceParent | None = None  # since basil
     payment_intent: OptionalIdentifier = None  # before basil
     charge: OptionalIdentifier = None  # before basil
@@ -168,13 +169,18 @@ class Invoice(StripeObject):
 
     @property
     def subscription(self) -> str | None:
-        details = self.parent.subscription_details if self.parent is not None else None
+        details = self._details
         return self.subscription_ or (details.subscription if details is not None else None)
 
     @property
     def subscription_metadata(self) -> dict[str, Any]:
-        details = self.parent.subscription_details if self.parent is not None else None
+        details = self._details
         return details.metadata if details is not None else {}
+
+    @property
+    def _details(self) -> _SubscriptionDetails | None:
+        parent = self.parent.subscription_details if self.parent is not None else None
+        return parent or self.subscription_details
 
 
 class CheckoutSession(StripeObject):
