@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict
 from backplane import auth, db, requests
 from backplane.problems import (
     Internal,
+    InvalidPayload,
     MethodNotAllowed,
     NotFound,
     Problem,
@@ -55,6 +56,8 @@ __all__ = [
 # Every route that answers without a credential, in one place. (/health and /webhooks/… have no
 # router: webhooks are authenticated by their signatures.)
 PUBLIC_ROUTES = frozenset({"GET /v1/plans"})
+
+JSON = "application/json"
 
 T = TypeVar("T")
 Handler = Callable[[dict[str, Any], LambdaContext], dict[str, Any]]
@@ -98,7 +101,7 @@ Cursor = Annotated[str | None, Query(max_length=200, description="next_cursor of
 def answer(body: T, *, status_code: int = 200, replayed: bool = False) -> Response[T]:
     """An answer that says whether it repeats an earlier one."""
     headers = {"Idempotent-Replayed": "true"} if replayed else None
-    return Response(status_code=status_code, content_type="application/json", body=body, headers=headers)
+    return Response(status_code=status_code, content_type=JSON, body=body, headers=headers)
 
 
 def encode_cursor(position: int | str) -> str:
@@ -171,7 +174,7 @@ class _Resolver(APIGatewayHttpResolver):
         super().__init__(
             enable_validation=True,
             response_validation_error_http_code=500,
-            json_body_deserializer=requests.parse_json,
+            json_body_deserializer=_read_json,
             serializer=_to_json,
         )
         self._scopes = {(route.method, route.path): route.scope for route in router.routes}
@@ -204,10 +207,17 @@ class _Resolver(APIGatewayHttpResolver):
             logger.append_keys(organization_id=str(caller.organization_id), actor=caller.actor)
         self._refuse_unknown_query(route)
         if route.dependant.body_params:
-            content_type = requests.header(event, "content-type") or "application/json"
-            if content_type.partition(";")[0].strip().lower() != "application/json":
-                raise UnsupportedMediaType("Send the body as JSON with `content-type: application/json`.")
-            requests.text(requests.raw_body(event))
+            self._refuse_other_bodies(event)
+
+    def _refuse_other_bodies(self, event: dict[str, Any]) -> None:
+        """Lets in JSON of a bounded size, in UTF-8."""
+        content_type = requests.header(event, "content-type") or JSON
+        if content_type.partition(";")[0].strip().lower() != JSON:
+            raise UnsupportedMediaType(f"Send the body as JSON with `content-type: {JSON}`.")
+        # Powertools compares the type with regard to case and would choose another parser.
+        others = {k: v for k, v in (event.get("headers") or {}).items() if k.lower() != "content-type"}
+        event["headers"] = others | {"content-type": JSON}
+        requests.text(requests.raw_body(event))
 
     def _refuse_unknown_query(self, route: Route) -> None:
         known = {param.alias for param in route.dependant.query_params}
@@ -256,6 +266,21 @@ class _Resolver(APIGatewayHttpResolver):
             response.headers["allow"] = ", ".join(methods)
             return response
         return self._problem(NotFound("There is nothing at this path."))
+
+
+def _read_json(source: str) -> Any:
+    value = requests.parse_json(source)
+    json.loads(source, object_pairs_hook=_refuse_repeated_names)
+    return value
+
+
+def _refuse_repeated_names(pairs: list[tuple[str, Any]]) -> None:
+    """Parsers differ in which of two equal names counts (RFC 8259, 4): a proxy may have seen the other."""
+    seen = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise InvalidPayload(f"The body names {name[:100]!r} twice in one object. Send it once.")
+        seen.add(name)
 
 
 def _to_json(value: Any) -> str:
