@@ -4,16 +4,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.rows import DictRow
-from tests.databases import Database, on
+from tests.databases import Database
 from tests.tcp_proxy import Cut, Proxy
 
-from backplane import config, connect, db, problems, secrets, slow_log
+from backplane import config, db, problems, slow_log
 
 ORGANIZATION = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 USER = UUID("01890a5d-ac96-774b-bcce-b302099a8058")
@@ -422,7 +422,7 @@ def test_without_time_nothing_is_sent(proxy: Proxy) -> None:
     assert proxy.flights == before
 
 
-# ---- reaching it, and as whom ----
+# ---- the connection ----
 
 
 @pytest.mark.usefixtures("app_db")
@@ -434,63 +434,6 @@ def test_a_server_that_is_not_there_is_unavailable_after_bounded_attempts(
         db.run(write("x"))
     assert len(no_sleep) == db.ATTEMPTS - 1
     assert "hidden" not in caplog.text
-
-
-def test_a_superuser_is_refused(database: Database) -> None:
-    with database.connect() as owner:
-        if owner.info.parameter_status("is_superuser") != "on":
-            pytest.skip("DATABASE_URL's login is no superuser")
-    with (
-        database.as_role("owner"),
-        pytest.raises(RuntimeError, match=r"refusing to serve: .* is a superuser"),
-    ):
-        value(b"SELECT 1")
-
-
-@pytest.mark.parametrize(
-    ("grant", "why"),
-    [
-        ("ALTER ROLE {login} BYPASSRLS", "bypasses row-level security"),
-        ("GRANT backplane_migrator TO {login}", "backplane_migrator, which owns the tables"),
-        ("CREATE ROLE {login}_admin BYPASSRLS; GRANT {login}_admin TO {login}", "can act as .*_admin"),
-    ],
-)
-def test_a_login_that_could_leave_row_level_security_behind_is_refused(
-    database: Database, monkeypatch: pytest.MonkeyPatch, grant: str, why: str
-) -> None:
-    login = f"test_{uuid4().hex[:12]}"
-    with database.connect() as owner:
-        owner.execute(f"CREATE ROLE {login} LOGIN PASSWORD 'x'; {grant.format(login=login)}".encode())
-        try:
-            with database.as_role("backplane_app"):
-                use_url(monkeypatch, on(database.owner, database.name, user=login, password="x"))
-                with pytest.raises(RuntimeError, match=f"refusing to serve: .*{why}"):
-                    value(b"SELECT 1")
-        finally:
-            owner.execute(f"DROP ROLE IF EXISTS {login}_admin; DROP ROLE {login}".encode())
-
-
-def test_a_rotated_password_is_read_anew_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = psycopg.conninfo.conninfo_to_dict(database.app)
-    reads: list[bool] = []
-
-    def get(arn: str, *, refresh: bool = False) -> dict[str, str]:
-        assert arn == "arn:secret"
-        reads.append(refresh)
-        return {"username": "backplane_app", "password": str(info["password"]) if refresh else "yesterday's"}
-
-    monkeypatch.setattr(secrets, "get", get)
-    settings = config.Settings(
-        database_url=None,
-        database_host=str(info["host"]),
-        database_port=int(str(info["port"])),
-        database_name=str(info["dbname"]),
-        database_secret_arn="arn:secret",
-        database_sslmode="disable",
-    )
-    with connect.connect(settings) as session:
-        assert session.info.user == "backplane_app"
-    assert reads == [False, True]
 
 
 @pytest.mark.parametrize(("threshold", "prepared"), [("", 0), ("2", 1)])

@@ -39,19 +39,21 @@ def connect(
     *,
     direct: bool = False,
     allow_owner: bool = False,
+    timeout: float = CONNECT_TIMEOUT,
 ) -> psycopg.Connection[DictRow]:
     """A new connection in autocommit, rows as dicts.
 
-    `direct` goes around a pooler, `allow_owner` is for migrations only. Raises psycopg's
+    `direct` goes around a pooler, `allow_owner` is for migrations only, `timeout` is in seconds (libpq
+    takes whole ones, two at least). Raises psycopg's
     OperationalError where the server can't be had, and RuntimeError where `check_role` refuses.
     """
     try:
-        connection = _open(settings, direct, refresh=False)
+        connection = _open(settings, direct, timeout, refresh=False)
     except psycopg.OperationalError as error:
         if not (settings.database_secret_arn and _password_refused(error)):
             raise
         _logger.warning("the database refused the password: reading the secret again")
-        connection = _open(settings, direct, refresh=True)
+        connection = _open(settings, direct, timeout, refresh=True)
     if not allow_owner:
         try:
             check_role(connection)
@@ -101,6 +103,7 @@ def _refusal(user: str, why: str) -> RuntimeError:
 def _open(
     settings: "Settings",
     direct: bool,
+    timeout: float,
     *,
     refresh: bool,
 ) -> psycopg.Connection[DictRow]:
@@ -109,14 +112,16 @@ def _open(
         row_factory=dict_row,
         prepare_threshold=settings.database_prepare_threshold,
         cursor_factory=TimedCursor,
-        **parameters(settings, direct=direct, refresh=refresh),
+        **parameters(settings, direct=direct, timeout=timeout, refresh=refresh),
     )
 
 
-def parameters(settings: "Settings", *, direct: bool = False, refresh: bool = False) -> dict[str, Any]:
+def parameters(
+    settings: "Settings", *, direct: bool = False, timeout: float = CONNECT_TIMEOUT, refresh: bool = False
+) -> dict[str, Any]:
     """Connection parameters in libpq's names. `refresh` reads the password's secret anew."""
     url = (settings.database_direct_url if direct else None) or settings.database_url
-    return _defaults() | (_from_url(url.get_secret_value()) if url else _from_parts(settings, refresh))
+    return _defaults(timeout) | (_from_url(url.get_secret_value()) if url else _from_parts(settings, refresh))
 
 
 def _from_url(url: str) -> dict[str, Any]:
@@ -139,10 +144,10 @@ def _from_parts(settings: "Settings", refresh: bool) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _defaults() -> dict[str, Any]:
+def _defaults(timeout: float) -> dict[str, Any]:
     return {
         "application_name": os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "backplane"),
-        "connect_timeout": CONNECT_TIMEOUT,
+        "connect_timeout": max(2, int(timeout)),
         # A server that vanished without a word (a failover, a frozen process) is noticed by the
         # kernel: unacknowledged bytes end the connection after 10 s, silence after 30 + 3 x 5 s.
         "tcp_user_timeout": 10_000,

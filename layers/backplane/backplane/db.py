@@ -102,7 +102,7 @@ def connection() -> Tx:
         return _connection
     _drop()
     try:
-        _connection = connect.connect(settings())
+        _connection = connect.connect(settings(), timeout=min(connect.CONNECT_TIMEOUT, _remaining()))
     except psycopg.OperationalError as error:
         _logger.warning("the database can't be reached: %s", str(error).strip())
         raise _Unreachable("The database can't be reached at the moment. Repeat the request.") from error
