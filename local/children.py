@@ -89,12 +89,16 @@ class Children:
 
 
 def started_at(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks; with its id this names it for ever. None: it is gone."""
+    """When a process began, in the kernel's ticks; with its id this names it for ever.
+
+    None: it is gone, or is a zombie that nobody has waited for.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return fields[19]  # field 22 of proc(5), counted from the 3rd
+    state, started = fields[0], fields[19]  # fields 3 and 22 of proc_pid_stat(5)
+    return None if state in {"Z", "X"} else started
 
 
 def end_leftovers(record: Path) -> int:

@@ -31,7 +31,7 @@ ATTEMPTS = 5  # at ports, which others may take at the same time
 PATH = "/2015-03-31/functions/function/invocations"
 
 # The emulator's own lines, around what the function prints.
-_REPORT = re.compile(rb"REPORT RequestId: (\S+).*?\sDuration: ([\d.]+) ms")
+_REPORT = re.compile(rb"REPORT RequestId: (\S+)\t(?:Init Duration: \S+ ms\t)?Duration: ([\d.]+) ms")
 _NOISE = re.compile(rb"(START|END) RequestId: |\d+ \w+ \d+ [\d:,]+ \[\w+\] \(rapid\)")
 
 

@@ -1,10 +1,10 @@
 """When the stack stops: on SIGINT, SIGTERM and SIGHUP, and when `make` has been told to.
 
 `make dev` runs the stack as make's child. A Ctrl-C reaches both, being sent to the terminal's whole
-process group, and make passes a SIGTERM on. But a SIGINT to make alone is not passed on: make puts
-the signal's default action back and waits for its child. And a kill -9 of make tells nobody. So the
-parent is watched, twice a second: the stack stops when it is gone, or when it is a make that has
-stopped catching SIGINT.
+process group, and make passes a SIGTERM on. But a SIGINT or SIGHUP to make alone is not passed on: make
+puts the signal's default action back and waits for its child. And a kill -9 of make tells nobody.
+So the parent is watched, twice a second: the stack stops when it is gone, or when it is a make that
+has stopped catching one of these signals.
 """
 
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+KEPT = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERVAL = 0.5  # seconds
 
@@ -51,9 +52,8 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 
 def _follow(parent: int) -> None:
-    is_make = _name(parent) in {"make", "gmake"}
-    caught = is_make and _catches_interrupt(parent)
-    while os.getppid() == parent and (not caught or _catches_interrupt(parent)):
+    caught = _caught(parent) if _name(parent) in {"make", "gmake"} else 0
+    while os.getppid() == parent and _caught(parent) & caught == caught:
         time.sleep(INTERVAL)
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -65,11 +65,11 @@ def _name(pid: int) -> str:
         return ""
 
 
-def _catches_interrupt(pid: int) -> bool:
-    """Whether the process has a handler for SIGINT: a bit of SigCgt, proc_pid_status(5)."""
+def _caught(pid: int) -> int:
+    """Which of the signals that make keeps to itself it has handlers for: bits of proc_pid_status(5)."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
-        return False
+        return 0
     masks = dict(line.split(":\t", 1) for line in status.splitlines() if line.startswith("Sig"))
-    return bool(int(masks.get("SigCgt", "0"), 16) & 1 << (signal.SIGINT - 1))
+    return int(masks.get("SigCgt", "0"), 16) & sum(1 << (each - 1) for each in KEPT)
