@@ -134,8 +134,7 @@ def _apply(tx: db.Tx, event: Event, senders: Senders) -> Status:
     if effect is None:
         return _settle(tx, event, "ignored", reason=f"{event.type} has no effect here")
     try:
-        with tx.transaction():
-            outcome = effect(tx, event)
+        outcome = _attempt(tx, event, effect)
     except Park as park:
         return _settle(tx, event, "parked", reason=park.reason, waiting_for=park.waiting_for)
     except Quarantine as quarantine:
@@ -143,6 +142,25 @@ def _apply(tx: db.Tx, event: Event, senders: Senders) -> Status:
     for subject in outcome.arrived:
         _replay_parked(tx, subject, senders)
     return _settle(tx, event, outcome.status, reason=outcome.reason, organization_id=outcome.organization_id)
+
+
+def _attempt(tx: db.Tx, event: Event, effect: Effect) -> Outcome:
+    """The effect's outcome, its writes undone where it raises. Raises Park under the subject's lock.
+
+    Rolling back to a savepoint lets go of the locks taken since, the missing subject's too: it may
+    arrive before the row says `parked`, find nothing to replay, and leave the event waiting. So the
+    lock is taken again outside of the savepoint, and the effect looks once more.
+    """
+    locked: set[str] = set()
+    while True:
+        try:
+            with tx.transaction():
+                return effect(tx, event)
+        except Park as park:
+            if park.waiting_for in locked:
+                raise
+            lock(tx, park.waiting_for)
+            locked.add(park.waiting_for)
 
 
 def _replay_parked(tx: db.Tx, subject: str, senders: Senders) -> None:
@@ -162,14 +180,14 @@ def _replay_parked(tx: db.Tx, subject: str, senders: Senders) -> None:
         {"subject": subject},
     ).fetchall()
     for row in rows:
-        event = senders[row["provider"]].parse(row["event_id"], bytes(row["body"]))
         try:
             with tx.transaction():
+                event = senders[row["provider"]].parse(row["event_id"], bytes(row["body"]))
                 _apply(tx, event, senders)
         except psycopg.OperationalError:
             raise  # the connection, a deadlock, a timeout: the whole is tried again
         except Exception:  # the edge of an effect: the row stays parked, the worker retries and records it
-            logger.exception("replaying %s %s failed", event.provider, event.id)
+            logger.exception("replaying %s %s failed", row["provider"], row["event_id"])
 
 
 def _settle(
