@@ -64,6 +64,7 @@ def test_a_rotated_password_is_read_anew_once(database: Database, monkeypatch: p
 
     monkeypatch.setattr(secrets, "get", get)
     settings = config.Settings(
+        database_url=None,
         database_host=str(info["host"]),
         database_port=int(str(info["port"])),
         database_name=str(info["dbname"]),
@@ -87,6 +88,7 @@ def test_a_password_that_stays_wrong_is_read_anew_once_only(
 
     monkeypatch.setattr(secrets, "get", get)
     settings = config.Settings(
+        database_url=None,
         database_host=str(info["host"]),
         database_port=int(str(info["port"])),
         database_name=str(info["dbname"]),
