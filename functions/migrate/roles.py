@@ -35,6 +35,7 @@ SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
     for role in ("backplane_app", "backplane_system")
 }
 
+MINIMUM_SERVER: Final = 160000  # GRANT … WITH SET, and CREATEROLE without being a superuser
 ATTEMPTS: Final = 10
 
 _logger = logging.getLogger("backplane.migrate")
@@ -50,6 +51,10 @@ def ensure_roles(connection: psycopg.Connection[DictRow], passwords: Mapping[str
     `passwords` by role name; a role without one keeps what it has. They travel as SCRAM verifiers,
     so that no log of the server can show them. Raises RolesError.
     """
+    if connection.info.server_version < MINIMUM_SERVER:
+        raise RolesError(
+            f"PostgreSQL 16 or newer is needed; this is {connection.info.server_version // 10000}"
+        )
     if unknown := set(passwords) - set(LOGINS):
         raise RolesError(f"no such login roles: {', '.join(sorted(unknown))}")
     for attempt in range(1, ATTEMPTS + 1):

@@ -411,6 +411,16 @@ def test_a_locked_row_is_waited_for_briefly_and_once(
     assert attempts == [1]
 
 
+def test_an_invocation_does_not_inherit_the_last_ones_transaction(
+    notes: psycopg.Connection[DictRow],
+) -> None:
+    cut_off = db.transaction(organization_id=ORGANIZATION)
+    write("gone")(cut_off.__enter__())
+    db.set_deadline(30)
+    assert value(b"SELECT current_setting('app.organization_id', true)") is None
+    assert texts(notes) == []
+
+
 def test_without_time_nothing_is_sent(proxy: Proxy) -> None:
     db.connection()
     before = proxy.flights

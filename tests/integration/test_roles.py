@@ -195,6 +195,14 @@ def test_a_role_with_a_power_it_must_not_have_is_refused(
         roles.ensure_roles(superuser, PASSWORDS)
 
 
+def test_an_older_server_is_refused(
+    superuser: psycopg.Connection[DictRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roles, "MINIMUM_SERVER", superuser.info.server_version + 1)
+    with pytest.raises(roles.RolesError, match=r"PostgreSQL 16 or newer is needed"):
+        roles.ensure_roles(superuser, PASSWORDS)
+
+
 def test_a_password_for_an_unknown_role_is_a_mistake(superuser: psycopg.Connection[DictRow]) -> None:
     with pytest.raises(roles.RolesError, match="no such login roles: backplane_migrator"):
         roles.ensure_roles(superuser, {"backplane_migrator": "x"})

@@ -79,9 +79,14 @@ class CommitUnknown(Unavailable):
 
 
 def set_deadline(seconds_remaining: float) -> None:
-    """Say how long this invocation may still run. The edge calls it first thing, every time."""
+    """Say how long this invocation may still run. The edge calls it first thing, every time.
+
+    What an invocation that was cut off has left open is dropped here.
+    """
     global _deadline  # noqa: PLW0603  one invocation at a time in a process
     _deadline = time.monotonic() + seconds_remaining - MARGIN
+    if _connection is not None and _connection.info.transaction_status is not TransactionStatus.IDLE:
+        _drop()
 
 
 def reset() -> None:
