@@ -46,9 +46,9 @@ class Postgres:
         self, data: Path, *, settings: Mapping[str, str] | None = None, die_with_parent: bool = True
     ) -> None:
         self._user = _server_user()
-        data = data.resolve()
-        key = hashlib.sha256(str(data).encode()).hexdigest()[:16]
-        self.home = ROOT_HOME / key if self._user else data
+        self._data = data.resolve()
+        key = hashlib.sha256(str(self._data).encode()).hexdigest()[:16]
+        self.home = ROOT_HOME / key if self._user else self._data
         self._settings = dict(settings or {})
         self._die_with_parent = die_with_parent
         self._process: subprocess.Popen[bytes] | None = None
@@ -129,6 +129,7 @@ class Postgres:
         if self._user:
             for folder in (ROOT_HOME, self.home):
                 folder.chmod(0o755)  # what is private in it is so by itself
+            (self.home / "made-for").write_text(f"{self._data}\n")  # for whoever finds it here
 
     @contextmanager
     def _locked(self) -> Iterator[int]:

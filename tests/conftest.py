@@ -7,9 +7,11 @@ instead; its login must be a superuser, or have CREATEDB and CREATEROLE, and the
 Backplane's roles there are changed.
 """
 
+import itertools
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,42 +34,51 @@ for name in [*os.environ]:
         del os.environ[name]
 os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
 
-SERVERS = ROOT / ".local" / "test-servers"  # a folder a process id
+SERVERS = ROOT / ".local" / "test-servers"  # a folder a process id, in it one a server
 
 
 @pytest.fixture(scope="session")
-def server_url() -> Iterator[str]:
+def new_server_folder() -> Iterator[Callable[[], Path]]:
+    """Makes data folders for servers; what a killed run left in its own is taken away."""
+    _forget_the_dead()
+    mine = SERVERS / str(os.getpid())
+    numbers = itertools.count(1)
+
+    def make() -> Path:
+        folder = mine / str(next(numbers))
+        folder.mkdir(parents=True)  # as root it stays empty, and says that there are data elsewhere
+        return folder
+
+    yield make
+    _forget(mine)
+
+
+@pytest.fixture(scope="session")
+def server_url(new_server_folder: Callable[[], Path]) -> Iterator[str]:
     """The URL of a login that may create roles and databases."""
     if given := os.environ.get("TEST_DATABASE_URL"):
         yield given
         return
-    _forget_the_dead()
-    data = SERVERS / str(os.getpid())
-    data.mkdir(parents=True)
-    server = Postgres(data, settings={"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"})
-    try:
-        yield server.start().url()
-    finally:
-        server.forget()
-        _remove(data)
+    settings = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+    with Postgres(new_server_folder(), settings=settings) as server:
+        yield server.url()
 
 
 def _forget_the_dead() -> None:
-    """What a killed run could not take away: its server died with it, its data did not."""
+    """What a killed run could not take away: its servers died with it, their data did not."""
     SERVERS.mkdir(parents=True, exist_ok=True)
-    for data in SERVERS.iterdir():
+    for folder in SERVERS.iterdir():
         try:
-            os.kill(int(data.name), 0)
+            os.kill(int(folder.name), 0)
         except ProcessLookupError:
-            # Another worker may be at it too.
-            with suppress(OSError, PostgresError):
-                Postgres(data).forget()
-                _remove(data)
+            with suppress(OSError, PostgresError):  # another worker may be at it too
+                _forget(folder)
         except PermissionError:
             continue
 
 
-def _remove(data: Path) -> None:
-    """As root a server's data is elsewhere, and the folder stands empty for it."""
-    with suppress(FileNotFoundError):
-        data.rmdir()
+def _forget(folder: Path) -> None:
+    if folder.exists():
+        for data in folder.iterdir():
+            Postgres(data).forget()
+        shutil.rmtree(folder)

@@ -22,7 +22,7 @@ def test_the_applications_roles_may_serve(database: Database) -> None:
 def test_a_superuser_is_refused(database: Database) -> None:
     with database.connect() as owner:
         if owner.info.parameter_status("is_superuser") != "on":
-            pytest.skip("DATABASE_URL's login is no superuser")
+            pytest.skip("TEST_DATABASE_URL's login is no superuser")
     with pytest.raises(RuntimeError, match=r"refusing to serve: .* is a superuser"):
         serve_as(database.owner)
 

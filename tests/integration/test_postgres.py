@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -19,16 +19,21 @@ PATIENCE = 20.0  # seconds; only a failing test waits that long
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Postgres]:
-    server = Postgres(tmp_path / "data", settings=FAST)
+def data(new_server_folder: Callable[[], Path]) -> Path:
+    return new_server_folder()
+
+
+@pytest.fixture
+def server(data: Path) -> Iterator[Postgres]:
+    server = Postgres(data, settings=FAST)
     yield server
     server.forget()
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def running(new_server_folder: Callable[[], Path]) -> Iterator[Postgres]:
     """One that no test stops or breaks."""
-    server = Postgres(tmp_path_factory.mktemp("running") / "data", settings=FAST)
+    server = Postgres(new_server_folder(), settings=FAST)
     yield server.start()
     server.forget()
 
@@ -104,11 +109,13 @@ def test_data_password_and_port_survive_a_stop(server: Postgres) -> None:
     assert ask(url, b"SELECT n FROM kept") == 42
 
 
-def test_it_takes_another_port_where_its_own_is_in_use(server: Postgres, tmp_path: Path) -> None:
+def test_it_takes_another_port_where_its_own_is_in_use(
+    server: Postgres, new_server_folder: Callable[[], Path]
+) -> None:
     port = server.start().port
     server.stop()
     (server.home / "port").write_text(str(port))
-    other = Postgres(tmp_path / "other", settings=FAST)
+    other = Postgres(new_server_folder(), settings=FAST)
     try:
         other._make_home()
         (other.home / "port").write_text(str(port))
@@ -119,8 +126,8 @@ def test_it_takes_another_port_where_its_own_is_in_use(server: Postgres, tmp_pat
         other.forget()
 
 
-def test_a_killed_server_recovers_what_was_committed(tmp_path: Path) -> None:
-    server = Postgres(tmp_path / "data")  # with fsync: this is what it is for
+def test_a_killed_server_recovers_what_was_committed(data: Path) -> None:
+    server = Postgres(data)  # with fsync: this is what it is for
     try:
         pid = server.start().pid
         assert pid is not None
@@ -145,11 +152,11 @@ def test_a_pid_file_that_names_a_stranger_does_not_stop_it(server: Postgres) -> 
 
 
 def test_a_second_server_on_the_same_data_is_refused(
-    server: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Postgres, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("local.postgres.LOCK_TIMEOUT", 0.1)
     server.start()
-    second = Postgres(tmp_path / "data")
+    second = Postgres(data)
     with pytest.raises(PostgresError, match="already running"):
         second.start()
     with pytest.raises(PostgresError, match="already running"):
@@ -157,7 +164,7 @@ def test_a_second_server_on_the_same_data_is_refused(
     assert ask(server.url(), b"SELECT 1") == 1
 
 
-def test_it_dies_with_its_parent_and_starts_again(server: Postgres, tmp_path: Path) -> None:
+def test_it_dies_with_its_parent_and_starts_again(server: Postgres, data: Path) -> None:
     script = """
         import sys, time
         from pathlib import Path
@@ -167,7 +174,7 @@ def test_it_dies_with_its_parent_and_starts_again(server: Postgres, tmp_path: Pa
         time.sleep(60)
     """
     with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), tmp_path / "data"],
+        [sys.executable, "-c", textwrap.dedent(script), data],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -191,8 +198,8 @@ def test_a_start_that_was_cut_off_during_initdb_is_begun_anew(server: Postgres) 
     assert ask(server.start().url(), b"SELECT 1") == 1
 
 
-def test_a_bad_setting_is_reported_with_the_servers_own_words(tmp_path: Path) -> None:
-    server = Postgres(tmp_path / "data", settings={"shared_buffers": "much"})
+def test_a_bad_setting_is_reported_with_the_servers_own_words(data: Path) -> None:
+    server = Postgres(data, settings={"shared_buffers": "much"})
     try:
         with pytest.raises(PostgresError, match='invalid value for parameter "shared_buffers"'):
             server.start()
@@ -217,10 +224,10 @@ def test_forget_leaves_nothing(server: Postgres) -> None:
     server.forget()  # and may be asked for again
 
 
-def test_a_private_parent_folder_stays_private(tmp_path: Path) -> None:
-    private = tmp_path / "private"
+def test_a_private_parent_folder_stays_private(data: Path) -> None:
+    private = data / "private"
     private.mkdir(mode=0o700)
-    server = Postgres(private / "deep" / "data", settings=FAST)
+    server = Postgres(private / "deep", settings=FAST)
     try:
         assert ask(server.start().url(), b"SELECT 1") == 1
         assert stat.S_IMODE(private.stat().st_mode) == 0o700
@@ -229,7 +236,7 @@ def test_a_private_parent_folder_stays_private(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root keeps the data elsewhere")
-def test_the_data_are_where_one_said(server: Postgres, tmp_path: Path) -> None:
+def test_the_data_are_where_one_said(server: Postgres, data: Path) -> None:
     server.start()
-    assert server.home == tmp_path / "data"
-    assert (tmp_path / "data" / "cluster").is_dir()
+    assert server.home == data
+    assert (data / "cluster").is_dir()

@@ -1,7 +1,8 @@
 """roles.py: the four roles, made by a superuser or by a master user that is none."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -14,11 +15,9 @@ ALL = (roles.MIGRATOR, *roles.LOGINS)
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def cluster(new_server_folder: Callable[[], Path]) -> Iterator[Postgres]:
     """A server of its own: roles are the whole server's, and these tests begin without any."""
-    server = Postgres(
-        tmp_path_factory.mktemp("cluster") / "data", settings={"fsync": "off", "log_statement": "all"}
-    )
+    server = Postgres(new_server_folder(), settings={"fsync": "off", "log_statement": "all"})
     yield server.start()
     server.forget()
 
