@@ -15,7 +15,13 @@ from backplane.scopes import SCOPES_OF_KEY, SERVER_SCOPES, KeyKind
 NOW = datetime(2027, 1, 15, 8, 0, tzinfo=UTC)
 KEY_ID = UUID("00000000-0000-7000-8000-00000000000a")
 ORGANIZATION_ID = UUID("00000000-0000-7000-8000-0000000000aa")
-MINTED = keys.mint_key("organization")
+# Fixed, not minted anew: the test workers must all collect the same tests.
+MINTED = keys.KeyMaterial(
+    kind="organization",
+    key=f"bp_AbCdEf012345_{'s' * 43}",
+    prefix="AbCdEf012345",
+    secret_hash=keys.hash_secret("s" * 43),
+)
 
 
 def row(**changes: Any) -> dict[str, Any]:
