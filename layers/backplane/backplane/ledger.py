@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
@@ -222,25 +222,28 @@ def end_subscription(
 
 
 def balance(tx: db.Tx, organization_id: UUID) -> Balance:
-    """What can be spent now: grants past their expiry are left out, though not booked yet."""
-    account = tx.execute(
-        "SELECT available, held, debt, updated_at FROM credits.accounts WHERE organization_id = %s",
-        [organization_id],
-    ).fetchone()
-    if account is None:
-        raise NotFound("This organisation has no credit account.")
-    grants = tx.execute(
+    """What can be spent now: grants past their expiry are left out, though not booked yet.
+
+    One statement, so that the account and its grants are of one moment. Raises NotFound.
+    """
+    rows = tx.execute(
         """
-        SELECT id, source, amount, remaining, expires_at, expires_at <= clock_timestamp() IS TRUE AS due
-        FROM credits.grants
-        WHERE organization_id = %s AND live
-        ORDER BY priority, expires_at NULLS LAST, created_at, id
+        SELECT a.available, a.held, a.debt, a.updated_at,
+               g.id, g.source, g.amount, g.remaining, g.expires_at,
+               g.expires_at <= clock_timestamp() IS TRUE AS due
+        FROM credits.accounts AS a
+        LEFT JOIN credits.grants AS g ON g.organization_id = a.organization_id AND g.live
+        WHERE a.organization_id = %s
+        ORDER BY g.priority, g.expires_at NULLS LAST, g.created_at, g.id
         """,
         [organization_id],
     ).fetchall()
-    due = sum(row["remaining"] for row in grants if row["due"])
+    if not rows:
+        raise NotFound("This organisation has no credit account.")
+    account = rows[0]
+    grants = [row for row in rows if row["id"] is not None]
     return Balance(
-        available=account["available"] - due,
+        available=account["available"] - sum(row["remaining"] for row in grants if row["due"]),
         held=account["held"],
         debt=account["debt"],
         grants=[LiveGrant.model_validate(row) for row in grants if not row["due"]],
@@ -265,42 +268,39 @@ def entries(tx: db.Tx, organization_id: UUID, *, before_version: int | None, lim
     return [Entry.model_validate(row) for row in rows]
 
 
-def usage(tx: db.Tx, organization_id: UUID, *, days: int, now: datetime | None = None) -> Usage:
-    """Credits used in the last `days` days, by operation (most first) and by UTC day (oldest first)."""
-    to = now or datetime.now(UTC)
-    since = to - timedelta(days=days)
-    params = {"organization_id": organization_id, "since": since, "to": to}
-    by_operation = tx.execute(
+def usage(tx: db.Tx, organization_id: UUID, *, days: int) -> Usage:
+    """Credits used in the last `days` times 24 hours, by operation (most first) and by UTC day
+    (oldest first). One statement, so that both add up to the same.
+    """
+    rows = tx.execute(
         """
-        SELECT operation, -sum(amount)::bigint AS credits, count(*) AS count
-        FROM credits.entries
-        WHERE organization_id = %(organization_id)s
-          AND operation IS NOT NULL
-          AND kind IN ('debit', 'settle', 'refund')
-          AND created_at >= %(since)s AND created_at <= %(to)s
-        GROUP BY operation
-        ORDER BY credits DESC, operation
+        WITH span AS MATERIALIZED (
+            SELECT clock_timestamp() AS until
+        ), used AS (
+            SELECT e.operation, (e.created_at AT TIME ZONE 'UTC')::date AS day, -e.amount AS credits
+            FROM span
+            JOIN credits.entries AS e ON e.created_at BETWEEN span.until - %(length)s AND span.until
+            WHERE e.organization_id = %(organization_id)s
+              AND e.operation IS NOT NULL
+              AND e.kind IN ('debit', 'settle', 'refund')
+        )
+        SELECT span.until, used.operation, used.day, used.credits, used.count
+        FROM span
+        LEFT JOIN (
+            SELECT operation, day, sum(credits)::bigint AS credits, count(*) AS count
+            FROM used
+            GROUP BY GROUPING SETS ((operation), (day))
+        ) AS used ON true
+        ORDER BY used.day, used.credits DESC, used.operation
         """,
-        params,
+        {"organization_id": organization_id, "length": timedelta(days=days)},
     ).fetchall()
-    by_day = tx.execute(
-        """
-        SELECT (created_at AT TIME ZONE 'UTC')::date AS day, -sum(amount)::bigint AS credits
-        FROM credits.entries
-        WHERE organization_id = %(organization_id)s
-          AND operation IS NOT NULL
-          AND kind IN ('debit', 'settle', 'refund')
-          AND created_at >= %(since)s AND created_at <= %(to)s
-        GROUP BY day
-        ORDER BY day
-        """,
-        params,
-    ).fetchall()
+    until: datetime = rows[0]["until"]
     return Usage(
-        from_=since,
-        to=to,
-        by_operation=[OperationUsage.model_validate(row) for row in by_operation],
-        by_day=[DayUsage.model_validate(row) for row in by_day],
+        from_=until - timedelta(days=days),
+        to=until,
+        by_operation=[OperationUsage.model_validate(row) for row in rows if row["operation"] is not None],
+        by_day=[DayUsage.model_validate(row) for row in rows if row["day"] is not None],
     )
 
 

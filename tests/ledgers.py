@@ -1,0 +1,189 @@
+"""Accounts, grants and debits for tests, and the rules that their books must keep.
+
+`give` and `debit` go through the layer, whose connection must be backplane_system's (system_db);
+what looks behind it is the owner's.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg.rows import DictRow
+from tests.databases import Database
+
+from backplane import db, ledger
+
+_numbers = itertools.count(1)
+
+
+class Owned(Protocol):
+    """What gives the owner's connection: a Database, or a Kept one where there is much to look at."""
+
+    def connect(self) -> AbstractContextManager[psycopg.Connection[DictRow]]: ...
+
+
+@dataclass
+class Kept:
+    connection: psycopg.Connection[DictRow]
+
+    @contextmanager
+    def connect(self) -> Iterator[psycopg.Connection[DictRow]]:
+        yield self.connection
+
+
+def rows(database: Owned, query: str, *params: Any) -> list[dict[str, Any]]:
+    """What stands behind row-level security."""
+    with database.connect() as connection:
+        cursor = connection.execute(query.encode(), params)
+        return cursor.fetchall() if cursor.description else []
+
+
+def new_account(database: Database, *amounts: int, debt: int = 0) -> UUID:
+    """An organisation with its account, a pack of each amount, and what it owes."""
+    organization_id = uuid4()
+    rows(database, "INSERT INTO tenancy.organizations (id, name) VALUES (%s, 'Acme')", organization_id)
+    rows(
+        database,
+        "INSERT INTO credits.accounts (organization_id, debt, version) VALUES (%s, %s, %s)",
+        organization_id,
+        debt,
+        int(debt > 0),
+    )
+    if debt:
+        rows(
+            database,
+            """
+            INSERT INTO credits.entries
+                (organization_id, version, kind, amount, available_after, held_after, debt_after, actor)
+            VALUES (%s, 1, 'claw_back', %s, 0, 0, %s, 'stripe')
+            """,
+            organization_id,
+            -debt,
+            debt,
+        )
+    if amounts:
+        with database.as_role("backplane_system"):
+            for amount in amounts:
+                give(organization_id, amount)
+    return organization_id
+
+
+def make_grant(
+    organization_id: UUID,
+    amount: int,
+    *,
+    source: Any = "pack",
+    source_key: str | None = None,
+    subscription: str | None = None,
+    period_end: datetime | None = None,
+    expires_at: datetime | None = None,
+) -> ledger.Grant:
+    return ledger.Grant(
+        organization_id=organization_id,
+        source=source,
+        source_key=source_key or f"test:{next(_numbers)}",
+        amount=amount,
+        actor="system",
+        expires_at=expires_at,
+        provider="stripe" if subscription else None,
+        provider_subscription_id=subscription,
+        period_end=period_end,
+    )
+
+
+def give(organization_id: UUID, amount: int, **fields: Any) -> UUID:
+    return db.run(lambda tx: ledger.grant(tx, make_grant(organization_id, amount, **fields)))[0]
+
+
+def debit(
+    organization_id: UUID,
+    operation: str = "ai_text_chat",
+    *,
+    quantity: int = 1,
+    key: str | None = "",
+    details: dict[str, Any] | None = None,
+) -> tuple[ledger.Debit, bool]:
+    """One unit for one credit, under a key of its own unless one is given."""
+    return ledger.debit(
+        organization_id,
+        operation,
+        quantity,
+        key=f"test-{next(_numbers)}" if key == "" else key,  # type: ignore[arg-type]
+        actor="user:1",
+        details=details,
+    )
+
+
+def pass_expiry(database: Owned, grant_id: UUID) -> None:
+    """Lets the clock reach a grant's expiry."""
+    rows(database, "UPDATE credits.grants SET expires_at = clock_timestamp() WHERE id = %s", grant_id)
+    rows(
+        database,
+        """
+        UPDATE credits.accounts AS a
+        SET next_due_at = least(a.next_due_at, g.expires_at)
+        FROM credits.grants AS g
+        WHERE g.id = %s AND a.organization_id = g.organization_id
+        """,
+        grant_id,
+    )
+
+
+def grants(database: Owned, organization_id: UUID) -> list[dict[str, Any]]:
+    """Oldest first."""
+    query = "SELECT * FROM credits.grants WHERE organization_id = %s ORDER BY created_at, id"
+    return rows(database, query, organization_id)
+
+
+def entries(database: Owned, organization_id: UUID) -> list[dict[str, Any]]:
+    """Oldest first, allocations as (grant, amount)."""
+    found = rows(
+        database,
+        """
+        SELECT e.*,
+               ARRAY(SELECT a.grant_id FROM unnest(e.allocations) AS a) AS grant_ids,
+               ARRAY(SELECT a.amount FROM unnest(e.allocations) AS a) AS amounts
+        FROM credits.entries AS e
+        WHERE e.organization_id = %s
+        ORDER BY e.version
+        """,
+        organization_id,
+    )
+    for entry in found:
+        entry["allocations"] = list(zip(entry.pop("grant_ids"), entry.pop("amounts"), strict=True))
+    return found
+
+
+def assert_books_balance(database: Owned, organization_id: UUID) -> None:
+    """The rules that hold after anything that may happen to an account."""
+    account = rows(database, "SELECT * FROM credits.accounts WHERE organization_id = %s", organization_id)[0]
+    booked = entries(database, organization_id)
+    given = grants(database, organization_id)
+    assert account["available"] == sum(grant["remaining"] for grant in given if grant["live"])
+    assert not any(grant["remaining"] for grant in given if not grant["live"])
+    assert all(grant["remaining"] > 0 for grant in given if grant["live"])
+    assert (
+        sum(entry["amount"] for entry in booked) == account["available"] + account["held"] - account["debt"]
+    )
+    assert min(account["available"], account["held"], account["debt"]) >= 0
+    assert [entry["version"] for entry in booked] == list(range(1, account["version"] + 1))
+    total = 0
+    for entry in booked:
+        total += entry["amount"]
+        assert entry["available_after"] + entry["held_after"] - entry["debt_after"] == total
+        if entry["kind"] == "debit":
+            assert sum(amount for _, amount in entry["allocations"]) == -entry["amount"]
+    if booked:
+        last = booked[-1]
+        assert (last["available_after"], last["held_after"], last["debt_after"]) == (
+            account["available"],
+            account["held"],
+            account["debt"],
+        )
+    due = [grant["expires_at"] for grant in given if grant["live"] and grant["expires_at"]]
+    assert not due or account["next_due_at"] <= min(due)
