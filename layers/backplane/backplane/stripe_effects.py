@@ -11,13 +11,12 @@ from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 
-from backplane import customers, inbox, ledger, plans, requests, subscriptions
+from backplane import customers, inbox, invoice_credits, ledger, plans, requests, subscriptions
 from backplane.config import settings
 from backplane.db import Tx
 from backplane.inbox import Event, Outcome, Park, Quarantine
-from backplane.periods import YEAR_9999, add_months
-from backplane.plans import PricedPlan
-from backplane.stripe_objects import CheckoutSession, Invoice, InvoiceLine, Subscription
+from backplane.periods import YEAR_9999
+from backplane.stripe_objects import CheckoutSession, Invoice, Subscription
 
 _KIND_RANK = {"customer.subscription.created": 0, "customer.subscription.deleted": 2}
 
@@ -108,28 +107,26 @@ def invoice_paid(tx: Tx, event: Event) -> Outcome:
     organization_id, arrived = _customer_organization(tx, invoice.customer, invoice.subscription_metadata)
     match invoice.billing_reason:
         case "subscription_create" | "subscription_cycle" | "subscription":
-            line, plan = _period_line(tx, invoice)
-            amount = plan.trial_credits if line.amount == 0 else plan.credits
+            credit: invoice_credits.Credit | None = invoice_credits.of_period(tx, invoice)
         case "subscription_update":
-            line, plan, amount = _plan_change(tx, invoice)
+            credit = invoice_credits.of_change(tx, invoice)
         case other:
             return Outcome("ignored", f"no credits for billing reason {other}", organization_id, arrived)
-    if amount <= 0:
+    if credit is None or credit.amount <= 0:
         return Outcome("processed", "nothing to grant: a trial or a downgrade", organization_id, arrived)
-    period_end = _credit_period_end(line, plan)
     ledger.grant(
         tx,
         ledger.Grant(
             organization_id=organization_id,
             source="plan",
             source_key=f"invoice:{invoice.id}",
-            amount=amount,
+            amount=credit.amount,
             actor="stripe",
-            expires_at=period_end + ledger.PLAN_GRACE,
-            plan_id=plan.id,
+            expires_at=credit.lasts_until + ledger.PLAN_GRACE,
+            plan_id=credit.plan.id,
             provider="stripe",
             provider_subscription_id=invoice.subscription,
-            period_end=period_end,
+            period_end=credit.period_end,
             invoice_id=invoice.id,
             payment_intent_id=invoice.payment_intent,
             charge_id=invoice.charge,
@@ -195,7 +192,11 @@ def _customer_organization(
     reference = metadata.get("organization_id")
     if reference is None:
         raise _unlinked(customer)
-    organization_id = customers.organization_named(tx, _text(reference, "metadata.organization_id"))
+    try:
+        organization_id = customers.organization_named(tx, _text(reference, "metadata.organization_id"))
+    except Quarantine as fault:
+        # A checkout may still link him, and must find this waiting if it comes second.
+        raise Park(subject, f"{customer} is not linked to an organisation yet, and {fault}") from fault
     customers.link(tx, "stripe", customer, organization_id)
     return organization_id, (subject,)
 
@@ -238,47 +239,7 @@ def _plan_kept(tx: Tx, subscription: Subscription, *, ended: bool) -> UUID:
     stored = subscriptions.status_of(tx, "stripe", subscription.id)
     if ended and stored is not None:
         return stored[1]
-    raise _unknown_price(subscription.price_ids)
-
-
-def _period_line(tx: Tx, invoice: Invoice) -> tuple[InvoiceLine, PricedPlan]:
-    """The line that pays the plan's new period."""
-    lines = [line for line in invoice.lines.data if not line.is_proration and line.price_id is not None]
-    return _best(tx, lines, invoice)
-
-
-def _plan_change(tx: Tx, invoice: Invoice) -> tuple[InvoiceLine, PricedPlan, int]:
-    """The line that pays the new plan, that plan, and how many more credits it has than the old one."""
-    charged = [line for line in invoice.lines.data if line.amount >= 0 and line.price_id is not None]
-    credited = [line.price_id for line in invoice.lines.data if line.amount < 0 and line.price_id is not None]
-    line, plan = _best(tx, charged, invoice)
-    old = plans.find_by_prices(tx, credited)
-    return line, plan, plan.credits - (old.credits if old is not None else 0)
-
-
-def _best(tx: Tx, lines: list[InvoiceLine], invoice: Invoice) -> tuple[InvoiceLine, PricedPlan]:
-    found = [(line, plans.find_by_prices(tx, [line.price_id or ""])) for line in lines]
-    known = [(line, plan) for line, plan in found if plan is not None]
-    if not known:
-        raise _unknown_price([line.price_id for line in invoice.lines.data if line.price_id is not None])
-    return max(known, key=lambda pair: (pair[1].credits, pair[0].period.end))
-
-
-def _unknown_price(price_ids: list[str]) -> Exception:
-    if not price_ids:
-        return Quarantine("there is no price in it")
-    return Park(f"billing.price:{price_ids[0]}", f"no plan has the price {', '.join(price_ids)[:200]}")
-
-
-def _credit_period_end(line: InvoiceLine, plan: PricedPlan) -> datetime:
-    """When the month ends that the credits are for. A yearly price is credited month by month,
-    counted from the year's anchor.
-    """
-    if plan.interval == "month":
-        return line.period.end
-    anchor = add_months(line.period.end, -12)
-    ends = (add_months(anchor, months) for months in range(1, 13))
-    return next((end for end in ends if end > line.period.start), line.period.end)
+    raise invoice_credits.unknown_price(subscription.price_ids)
 
 
 # ---- reading ----
