@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -103,3 +104,11 @@ def send(
 
 def debit(credential: str, operation: str = "ai_text_chat", *, key: str, **fields: Any) -> Answer:
     return send("POST", "/v1/credits/debits", credential, key=key, body={"operation": operation, **fields})
+
+
+def moment(text: str) -> datetime:
+    """A timestamp of an answer: RFC 3339 in UTC."""
+    parsed = datetime.fromisoformat(text)
+    assert "T" in text
+    assert parsed.utcoffset() == timedelta(0)
+    return parsed

@@ -1,21 +1,30 @@
 """Credits: balance, debits, entries, prices and usage of the caller's organisation."""
 
+import json
 from typing import Annotated, Any
 
 from aws_lambda_powertools.event_handler.openapi.params import Query
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from backplane import api, db, ledger
 
-MAX_CREDITS_AT_ONCE = 1_000_000
+MAX_QUANTITY = 1_000_000
+MAX_DETAILS_BYTES = 4096  # kept for ever, and answered again with each page of entries
 
 router = api.Router()
 
 
 class DebitRequest(api.Body):
     operation: str = Field(min_length=1, max_length=63)
-    quantity: int = Field(default=1, ge=1, le=MAX_CREDITS_AT_ONCE)
-    details: dict[str, Any] | None = Field(default=None, max_length=50)
+    quantity: int = Field(default=1, ge=1, le=MAX_QUANTITY)
+    details: dict[str, Any] | None = None
+
+    @field_validator("details")
+    @classmethod
+    def _bounded(cls, details: dict[str, Any] | None) -> dict[str, Any] | None:
+        if details is not None and len(json.dumps(details, ensure_ascii=False).encode()) > MAX_DETAILS_BYTES:
+            raise ValueError(f"at most {MAX_DETAILS_BYTES} bytes of JSON are kept")
+        return details
 
 
 @router.get("/v1/credits", scope="read")

@@ -206,10 +206,10 @@ CREATE FUNCTION credits.costs() RETURNS TABLE (operation text, unit_cost bigint)
         SELECT e.key AS operation, floor((e.value #>> '{}')::numeric)::bigint AS unit_cost
         FROM platform.admin_settings AS s
         CROSS JOIN jsonb_each(s.feature_costs) AS e
-        WHERE jsonb_typeof(e.value) = 'number'
-          AND CASE jsonb_typeof(e.value)
+        WHERE CASE jsonb_typeof(e.value)
                   WHEN 'number' THEN (e.value #>> '{}')::numeric BETWEEN 0 AND 1000000000
               END
+          AND length(e.key) BETWEEN 1 AND 63 -- what a debit can name
           AND e.key <> 'admin_adjustment'
     ) AS f ON f.operation = o.operation
 $$;
