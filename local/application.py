@@ -6,12 +6,15 @@ folder.
 """
 
 import json
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from samcli.lib.providers.api_provider import ApiProvider
 from samcli.lib.providers.provider import Api
 from samcli.lib.providers.sam_stack_provider import SamLocalStackProvider
@@ -32,6 +35,11 @@ BUCKET = "code-in-this-checkout"
 GATEWAY = ("AWS::ApiGatewayV2::Api", "AWS::ApiGatewayV2::Stage")
 SECRET = "AWS::SecretsManager::Secret"
 UNSUPPORTED = ("AWS::Scheduler::",)
+
+_IN_TEXT = re.compile(r"\$\{(?!!|AWS::)([^.}]+)")  # `${Name}` and `${Name.Attribute}`, not `${!literal}`
+
+# It warns that nobody published its metrics, which are about SAM's own use.
+logging.getLogger("samtranslator.metrics").setLevel(logging.ERROR)
 
 Template = dict[str, Any]
 
@@ -59,7 +67,7 @@ def translate(path: Path, parameters: Mapping[str, str]) -> Template:
         boto_session=boto3.Session(region_name=REGION),
     )
     try:
-        translated: Template = translator.translate(template, dict(_declared(template, parameters)))
+        translated: Template = translator.translate(template, _declared(template, parameters))
     except InvalidDocumentException as error:
         causes = "; ".join(cause.message for cause in error.causes)
         raise Refusal(f"{path.name} is not valid SAM: {causes}. `make lint` says where.") from None
@@ -71,7 +79,10 @@ def create(
 ) -> Application:
     """Create the template's resources and say what its functions and routes are. Raises Refusal."""
     template = translate(path, parameters)
-    values = dict(_declared(template, parameters))
+    if nowhere := sorted(set(_references(template)) - _names(template)):
+        raise Refusal(f"{path.name} refers to {', '.join(nowhere)}, which it does not have.")
+    # With the defaults spelt out: moto makes a list of what it is given only.
+    values = _defaults(template) | _declared(template, parameters)
     expose_headers = _exposed(template)
     values |= _adopt(template, client, credentials)
     physical = _create_stack(path, template, values, client)
@@ -87,8 +98,37 @@ def create(
     )
 
 
-def _declared(template: Template, values: Mapping[str, str]) -> Mapping[str, str]:
+def _declared(template: Template, values: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in values.items() if name in template.get("Parameters", {})}
+
+
+def _defaults(template: Template) -> dict[str, str]:
+    declared = template.get("Parameters", {}).items()
+    return {name: str(each["Default"]) for name, each in declared if "Default" in each}
+
+
+def _names(template: Template) -> set[str]:
+    return {*template["Resources"], *template.get("Parameters", {})}
+
+
+def _references(node: Any) -> Iterator[str]:
+    """What Ref, GetAtt and Sub name anywhere in the template, but for AWS's own."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _references(item)
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if key == "Ref":
+            yield from () if value.startswith("AWS::") else (value,)
+        elif key == "Fn::GetAtt":
+            yield value.partition(".")[0] if isinstance(value, str) else value[0]
+        elif key == "Fn::Sub":
+            text, given = (value, {}) if isinstance(value, str) else value
+            yield from set(_IN_TEXT.findall(text)) - given.keys()
+            yield from _references(given)
+        else:
+            yield from _references(value)
 
 
 def _exposed(template: Template) -> tuple[str, ...]:
@@ -137,7 +177,7 @@ def _create_stack(
             Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM"],
         )
         resources = cloudformation.describe_stack_resources(StackName=STACK_NAME)["StackResources"]
-    except (BotoCoreError, ClientError) as error:
+    except (BotoCoreError, ClientError, ResponseParserError) as error:
         raise Refusal(f"{path.name} can't be created: {error}") from None
     return {each["LogicalResourceId"]: each.get("PhysicalResourceId", "") for each in resources}
 

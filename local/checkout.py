@@ -7,7 +7,6 @@ BACKPLANE_TEMPLATE another template, so that a test's stack shares nothing with 
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +67,11 @@ class Data:
         return self.folder / "postgres"
 
     def forget(self) -> None:
-        """Delete these files, and the folder where nothing else is in it (tests have theirs there)."""
+        """Delete these files, and nothing else that is in the folder (tests have theirs there)."""
         for file in (self.stack, self.processes, self.secrets, self.signing_key, self.ports):
             file.unlink(missing_ok=True)
         for folder in (self.logs, self.postgres):
             shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            self.folder.rmdir()
 
 
 def template() -> Path:

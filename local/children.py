@@ -19,6 +19,13 @@ def dies_with(parent: int, command: Sequence[str | Path]) -> list[str]:
     return [sys.executable, "-I", "-S", str(SHIM), str(parent), *map(str, command)]
 
 
+class StoppingError(OSError):
+    """Nothing is started any more."""
+
+    def __init__(self) -> None:
+        super().__init__("the stack is stopping")
+
+
 class Children:
     """Starts processes and remembers them.
 
@@ -43,23 +50,30 @@ class Children:
         stdout: int | None = None,
         pass_fds: Sequence[int] = (),
     ) -> subprocess.Popen[bytes]:
-        """Start it with stdout and stderr together, in a session of its own: a terminal's Ctrl-C is ours."""
-        return self._forker.submit(
-            self._spawn,
-            dies_with(os.getpid(), command),
-            env=dict(env),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=tuple(pass_fds),
-        ).result()
+        """Start it with stdout and stderr together, in a session of its own: a terminal's Ctrl-C is ours.
+
+        Raises StoppingError.
+        """
+        try:
+            starting = self._forker.submit(
+                self._spawn,
+                dies_with(os.getpid(), command),
+                env=dict(env),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=tuple(pass_fds),
+            )
+        except RuntimeError:  # the executor's, once it is shut down
+            raise StoppingError from None
+        return starting.result()
 
     def _spawn(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         # In the forker, as close() is: after it has begun, nothing is started.
         if self._closed:
-            raise RuntimeError("the stack is stopping")
+            raise StoppingError
         process = subprocess.Popen(command, **options)
         with self._record.open("a") as record:
             record.write(f"{process.pid} {started_at(process.pid)}\n")

@@ -65,6 +65,14 @@ class Pool:
         finally:
             self._give(kept)
 
+    def close(self) -> None:
+        """End the idle environments; a busy one ends with its process."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            self._places -= len(idle)
+        for environment in idle:
+            environment.end()
+
     def _take(self, patience: float) -> Environment | None:
         """An idle environment, or None: the right to start one. Raises Throttled."""
         with self._lock:
@@ -128,11 +136,13 @@ class Runtime:
             _report(pool.function.folder, request_id, status, (time.monotonic() - began) * 1000)
         return outcome
 
-    def drain(self) -> None:
-        """Wait for the invocations under way, but not for long."""
+    def close(self) -> None:
+        """Wait for the invocations under way, but not for long, and end the environments."""
         deadline = time.monotonic() + DRAIN
         while any(pool.busy for pool in self._pools) and time.monotonic() < deadline:
             time.sleep(0.02)
+        for pool in self._pools:
+            pool.close()
 
     def _pool(self, name: str) -> Pool:
         try:

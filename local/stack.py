@@ -4,7 +4,7 @@ import argparse
 import json
 import platform
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from local import aws, checkout, lifetime, ports
@@ -107,7 +107,7 @@ def start(data: Data, port: int, cleanup: ExitStack) -> Stack:
         signing_key_path=str(data.signing_key),
         functions={each.folder: each.name for each in wired.functions},
     )
-    cleanup.callback(runtime.drain)
+    cleanup.callback(runtime.close)
     gateway = Gateway(app.api, runtime, listener.getsockname()[1], app.expose_headers)
     _serve(Server(listener, gateway.app), cleanup)
     return stack
@@ -125,6 +125,8 @@ def forget(data: Data) -> int:
         except PostgresError as error:
             raise Refusal(str(error)) from None
         data.forget()
+    with suppress(OSError):  # tests may have theirs in it
+        data.folder.rmdir()
     kept = (
         " The database of your DATABASE_URL is not touched." if "DATABASE_URL" in checkout.overrides() else ""
     )
