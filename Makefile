@@ -61,7 +61,7 @@ clean-local: $(VENV)/.stamp ## Forget the local cloud's data
 # ---- proof ----
 
 test: $(VENV)/.stamp ## Run every test
-	@$(PY) -m pytest -n auto tests
+	@$(PY) -m pytest -n auto --dist loadgroup tests
 
 lint: $(VENV)/.stamp ## Check style, types, the template and the migrations
 	@$(VENV)/bin/ruff check .

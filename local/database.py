@@ -43,7 +43,7 @@ def main() -> int:
 
 def migrate() -> int:
     """Apply what is pending, by the function that a deployment invokes."""
-    if checkout.data().stack.exists():
+    if running.is_running():
         from local.invoke import invoke
 
         failed, answer = invoke(running.find(), "migrate", {})
@@ -69,7 +69,7 @@ def psql(url: str) -> NoReturn:
 
 
 def _owner_url() -> str:
-    if checkout.data().stack.exists():
+    if running.is_running():
         return running.find().admin_database_url
     if url := checkout.overrides().get("DATABASE_URL"):
         return url

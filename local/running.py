@@ -27,12 +27,22 @@ class Stack:
         write_private(file, json.dumps(asdict(self), indent=2) + "\n")
 
 
+def is_running() -> bool:
+    """Whether stack.json is there and who wrote it still is: a killed stack leaves the file behind."""
+    try:
+        pid = int(data().lock.read_text())
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return False
+    return b"local.stack" in arguments and data().stack.exists()
+
+
 def find() -> Stack:
     """The running stack. Raises Refusal where there is none."""
+    if not is_running():
+        raise Refusal("no local cloud is running here. Start one with `make dev`.")
     file = data().stack
     try:
         return Stack(**json.loads(file.read_text()))
-    except FileNotFoundError:
-        raise Refusal("no local cloud is running here. Start one with `make dev`.") from None
-    except (ValueError, TypeError):
+    except (OSError, ValueError, TypeError):
         raise Refusal(f"{file} is not this version's. Stop the local cloud and start it again.") from None

@@ -1,8 +1,8 @@
 """Local clouds to test against.
 
-`stack`: all of Backplane, as `make dev` starts it, on data of its own. `cloud`: the same, for the test
-to start. `toys`: the gateway, the runtime and the Invoke API in this process, on a template whose one function
-does what a test tells it.
+`stack`: all of Backplane, as `make dev` starts it, on data of its own. `cloud`: the same, for the
+test to start. `toys`: the gateway, the runtime and the Invoke API in this process, on a template
+whose one function does what a test tells it.
 """
 
 from collections.abc import Iterator

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local import application
+from local import application, aws, ports
+from local.children import Children
 from local.credentials import Credentials
 from local.refusal import Refusal
 from tests.e2e.local_cloud import TOYS, Toys
@@ -52,7 +53,6 @@ def test_a_generated_secret_is_readable_and_the_same_in_the_next_run(toys: Toys,
         (("!Ref Queue", "!Ref Nowhere"), "refers to Nowhere"),
         (("!GetAtt Queue.Arn", "!GetAtt Nowhere.Arn"), "refers to Nowhere"),
         (('!Sub "id of ${Api}"', '!Sub "id of ${Nowhere}"'), "refers to Nowhere"),
-        (("!GetAtt Queue.Arn", "!GetAtt Queue.Colour"), "can't be created"),
         (("MemorySize:", "MemorySise:"), "is not valid SAM"),
     ],
 )
@@ -66,6 +66,18 @@ def test_a_broken_template_is_refused_with_its_cause(
 
     with pytest.raises(Refusal, match=told):
         application.create(broken, {"Stage": "local"}, toys.client, Credentials(tmp_path / "secrets.json"))
+
+
+def test_an_attribute_that_does_not_exist_is_refused_with_its_cause(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(TOYS.read_text().replace("!GetAtt Queue.Arn", "!GetAtt Queue.Colour"))
+    children = Children(tmp_path / "processes")
+    try:
+        client = aws.clients(aws.start(children, ports.listen(0), tmp_path / "aws.log"))
+        with pytest.raises(Refusal, match="Queue does not support attribute type Colour"):
+            application.create(broken, {"Stage": "local"}, client, Credentials(tmp_path / "secrets.json"))
+    finally:
+        children.close()
 
 
 def invoke(toys: Toys, name: str, **order: Any) -> Any:
