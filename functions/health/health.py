@@ -44,6 +44,9 @@ def check() -> dict[str, Any]:
     except Unavailable as problem:
         logger.warning("unhealthy", detail=problem.detail)
         return _report("unhealthy", {"database": {"error": "The database does not answer."}})
+    except Exception:  # the edge: no migrations yet, a login without its rights; the log says which
+        logger.exception("unhealthy")
+        return _report("unhealthy", {"database": {"error": "The database answers, but not with our tables."}})
     latency = round((time.perf_counter() - started) * 1000, 1)
     checks = {
         "database": {"latency_ms": latency},

@@ -1,0 +1,139 @@
+"""Health: what a monitor reads, and what it must never tell."""
+
+import json
+import socket
+from typing import Any
+
+import health
+import pytest
+from tests.databases import Database
+from tests.ledgers import rows
+from tests.senders import Answer, Context, http_event
+
+from backplane import config, db
+from backplane.schema import LATEST_MIGRATION
+
+handler: Any = health.handler  # with a stand-in for Lambda's context
+
+
+def get(seconds: float = 15) -> Answer:
+    response = handler(http_event("GET", "/health"), Context(seconds=seconds))
+    return Answer(response["statusCode"], response["headers"], json.loads(response["body"]))
+
+
+def receive(database: Database, status: str, *, minutes_ago: int = 0) -> None:
+    rows(
+        database,
+        """
+        INSERT INTO platform.webhook_inbox
+            (provider, event_id, event_type, body, status, waiting_for, occurred_at, received_at)
+        VALUES ('stripe', 'evt_' || gen_random_uuid(), 'invoice.paid', '{}', %(status)s,
+                CASE WHEN %(status)s = 'parked' THEN 'stripe.customer:cus_1' END, clock_timestamp(),
+                clock_timestamp() - make_interval(mins => %(minutes)s))
+        """.replace("%(status)s", f"'{status}'").replace("%(minutes)s", str(minutes_ago)),
+    )
+
+
+def assert_unhealthy(answer: Answer) -> None:
+    assert (answer.status, answer.body["status"]) == (503, "unhealthy")
+    assert set(answer.body) == {"status", "timestamp", "checks"}
+    assert set(answer.body["checks"]) == {"database"}
+    assert set(answer.body["checks"]["database"]) == {"error"}
+    told = json.dumps(answer.body)
+    for secret in ("postgresql://", "backplane_", "schema_migrations", "127.0.0.1", "password"):
+        assert secret not in told
+
+
+@pytest.mark.usefixtures("system_db")
+def test_a_migrated_database_with_an_empty_inbox_is_healthy() -> None:
+    answer = get()
+    assert (answer.status, answer.body["status"]) == (200, "healthy")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-request-id"].startswith("req-")
+    checks = answer.body["checks"]
+    assert checks["database"]["latency_ms"] > 0
+    assert checks["migrations"] == {"current": LATEST_MIGRATION, "latest": LATEST_MIGRATION}
+    assert checks["backup"] == {"age_hours": None, "verified_at": None}
+    assert checks["inbox"] == {"parked": 0, "failed": 0, "oldest_seconds": None}
+    assert answer.body["timestamp"].endswith("+00:00")
+
+
+@pytest.mark.usefixtures("system_db")
+def test_an_invocation_answers_the_report_itself() -> None:
+    report = handler({}, Context())
+    assert report["status"] == "healthy"
+    assert set(report) == {"status", "timestamp", "checks"}
+    json.dumps(report)
+
+
+def test_what_is_parked_for_a_moment_is_healthy_and_counted(system_db: Database) -> None:
+    receive(system_db, "parked", minutes_ago=5)
+    receive(system_db, "processed", minutes_ago=500)
+    answer = get()
+    assert answer.body["status"] == "healthy"
+    inbox = answer.body["checks"]["inbox"]
+    assert (inbox["parked"], inbox["failed"]) == (1, 0)
+    assert 300 <= inbox["oldest_seconds"] < 600
+
+
+@pytest.mark.parametrize(("status", "minutes_ago"), [("failed", 0), ("parked", 61)])
+def test_an_event_that_failed_or_waits_for_an_hour_degrades(
+    system_db: Database, status: str, minutes_ago: int
+) -> None:
+    receive(system_db, status, minutes_ago=minutes_ago)
+    answer = get()
+    assert (answer.status, answer.body["status"]) == (200, "degraded")
+    assert answer.body["checks"]["inbox"][status] == 1
+
+
+@pytest.mark.usefixtures("system_db")
+def test_migrations_that_were_not_run_degrade(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "LATEST_MIGRATION", "9999")
+    answer = get()
+    assert (answer.status, answer.body["status"]) == (200, "degraded")
+    assert answer.body["checks"]["migrations"] == {"current": LATEST_MIGRATION, "latest": "9999"}
+
+
+@pytest.mark.usefixtures("system_db")
+def test_a_database_that_is_ahead_of_the_code_is_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is for a moment in every deployment: migrations come before the new code."""
+    monkeypatch.setattr(health, "LATEST_MIGRATION", "0001")
+    assert get().body["status"] == "healthy"
+
+
+def test_a_database_that_cannot_be_reached_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: refused
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("DATABASE_URL", f"postgresql://backplane_system:password@127.0.0.1:{port}/x")
+        config.settings.cache_clear()
+        db.reset()
+        assert_unhealthy(get(seconds=1.5))
+    config.settings.cache_clear()
+
+
+@pytest.mark.parametrize("role", ["backplane_app", "owner"])
+def test_a_login_that_may_not_look_is_unhealthy_and_said_in_the_log(
+    database: Database, role: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with database.as_role(role):
+        assert_unhealthy(get())
+    assert [record.levelname for record in caplog.records if record.exc_info] == ["ERROR"]
+
+
+def test_a_database_without_our_tables_is_unhealthy(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows(database, "ALTER TABLE public.schema_migrations RENAME TO elsewhere")
+    with database.as_role("backplane_system"):
+        assert_unhealthy(get())
+    assert any(record.exc_info for record in caplog.records)
+
+
+def test_health_comes_back_with_the_database(system_db: Database) -> None:
+    rows(system_db, "ALTER TABLE public.schema_migrations RENAME TO elsewhere")
+    assert get().status == 503
+    rows(system_db, "ALTER TABLE public.elsewhere RENAME TO schema_migrations")
+    healthy: dict[str, Any] = get().body
+    assert healthy["status"] == "healthy"
