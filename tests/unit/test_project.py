@@ -1,0 +1,341 @@
+"""The house's rules: where things stand, what may know what, and what template and code say of each other."""
+
+import ast
+import importlib
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from samtranslator.yaml_helper import yaml_parse
+
+from backplane import api
+from backplane.schema import LATEST_MIGRATION
+
+ROOT = Path(__file__).resolve().parents[2]
+FUNCTIONS = sorted(folder.name for folder in (ROOT / "functions").iterdir() if any(folder.glob("*.py")))
+UNTRACKED = {".venv", ".git", ".local", ".aws-sam", "__pycache__"} | {
+    f".{tool}" for tool in ("hypothesis", "mypy_cache", "pytest_cache", "ruff_cache")
+}
+Json: TypeAlias = dict[str, Any]
+
+# Which login a function has: user-facing ones are bound by row-level security, the others see every
+# organisation, and the one that migrates has the owner's secret instead of a name.
+LOGINS = {
+    "account": "backplane_app",
+    "clerk_webhook": "backplane_system",
+    "credits": "backplane_app",
+    "health": "backplane_system",
+    "migrate": None,
+    "plans": "backplane_app",
+    "stripe_webhook": "backplane_system",
+}
+SECRET_OF = {"backplane_app": "AppDatabaseSecret", "backplane_system": "SystemDatabaseSecret"}
+# Paths that answer without a router: senders sign, and monitors ask.
+WITHOUT_A_ROUTER = {"/health", "/webhooks/clerk", "/webhooks/stripe"}
+
+
+@cache
+def template() -> Json:
+    parsed: Json = yaml_parse((ROOT / "template.yaml").read_text())
+    return parsed
+
+
+@cache
+def resources() -> dict[str, Json]:
+    """The properties of each function's resource, by its folder's name."""
+    return {
+        resource["Properties"]["CodeUri"].removeprefix("functions/"): resource["Properties"]
+        for resource in template()["Resources"].values()
+        if resource["Type"] == "AWS::Serverless::Function"
+    }
+
+
+def texts(*suffixes: str) -> Iterator[tuple[Path, str]]:
+    """Every text file of the project, or those with one of the suffixes."""
+    for path in sorted(ROOT.rglob("*")):
+        place = path.relative_to(ROOT)
+        if UNTRACKED.isdisjoint(place.parts) and path.is_file() and (not suffixes or path.suffix in suffixes):
+            try:
+                yield place, path.read_text()
+            except UnicodeDecodeError:
+                continue
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names of what a module imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").partition(".")[0])
+    return names
+
+
+def modules(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("*.py")}
+
+
+# ---- a function's four places ----
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_has_an_entry_module_of_its_name(name: str) -> None:
+    module = importlib.import_module(name)
+    assert Path(module.__file__ or "") == ROOT / "functions" / name / f"{name}.py"
+    assert callable(module.handler)
+    assert module.__doc__
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_has_a_resource(name: str) -> None:
+    resource = resources()[name]
+    assert resource["Handler"] == f"{name}.handler"
+    assert resource["Description"]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_has_a_sample_event(name: str) -> None:
+    event = json.loads((ROOT / "events" / f"{name}.json").read_text())
+    assert event["description"]
+    assert ("invoke" in event) != ("path" in event)
+    if "path" in event:
+        assert claims(name, event["method"], event["path"]), "the template gives the path to another function"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_has_tests_that_call_it(name: str) -> None:
+    uses = re.compile(rf"\b(import {name}|{name}\.handler|from {name} import)\b")
+    assert [place for place, text in texts(".py") if place.parts[0] == "tests" and uses.search(text)]
+
+
+def test_nothing_is_in_the_template_or_among_the_events_that_has_no_folder() -> None:
+    assert set(resources()) == set(FUNCTIONS)
+    assert {path.stem for path in (ROOT / "events").glob("*.json")} == set(FUNCTIONS)
+
+
+# ---- who may know whom ----
+
+
+def test_the_layer_knows_neither_the_functions_nor_the_local_cloud() -> None:
+    others = {"local", "tests", "functions"}
+    others |= {module for name in FUNCTIONS for module in modules(ROOT / "functions" / name)}
+    for path in (ROOT / "layers").rglob("*.py"):
+        assert not imported(path) & others, path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_knows_the_layer_and_itself_only(name: str) -> None:
+    folder = ROOT / "functions" / name
+    others = {"local", "tests", "functions"}
+    others |= {module for other in FUNCTIONS for module in modules(ROOT / "functions" / other)}
+    for path in folder.glob("*.py"):
+        assert not imported(path) & (others - modules(folder)), path.name
+
+
+def test_a_modules_name_is_used_once() -> None:
+    """Tests, logs and stack traces tell modules apart by their names."""
+    names = [path.stem for name in FUNCTIONS for path in (ROOT / "functions" / name).glob("*.py")]
+    names += ["backplane", "local", "tests"]
+    assert len(names) == len(set(names))
+
+
+# ---- the template and the routes ----
+
+
+def paths(name: str) -> list[tuple[str, str]]:
+    """What the template gives a function: (method or ANY, path)."""
+    events = resources()[name].get("Events") or {}
+    return [
+        (event["Properties"]["Method"], event["Properties"]["Path"])
+        for event in events.values()
+        if event["Type"] == "HttpApi"
+    ]
+
+
+def covers(given: tuple[str, str], method: str, path: str) -> bool:
+    """Whether API Gateway sends a route's requests to a template's path."""
+    pattern = re.sub(r"\\\{[^}]+\\\+\\\}", ".+", re.escape(given[1]))
+    pattern = re.sub(r"\\\{[^}]+\\\}", "[^/]+", pattern)
+    return given[0] in {"ANY", method} and re.fullmatch(pattern, path) is not None
+
+
+def claims(name: str, method: str, path: str) -> bool:
+    return any(covers(given, method, path) for given in paths(name))
+
+
+def routes(name: str) -> list[tuple[str, str]]:
+    router = getattr(importlib.import_module(name), "router", None)
+    return (
+        []
+        if router is None
+        else [(route.method, re.sub(r"<\w+>", "x", route.path)) for route in router.routes]
+    )
+
+
+def test_every_route_is_reached_through_its_own_functions_path_alone() -> None:
+    for name in FUNCTIONS:
+        for method, path in routes(name):
+            assert [other for other in FUNCTIONS if claims(other, method, path)] == [name], (method, path)
+
+
+def test_every_path_of_the_template_leads_to_a_route() -> None:
+    for name in FUNCTIONS:
+        for given in paths(name):
+            led = any(covers(given, method, path) for method, path in routes(name))
+            assert led or given[1] in WITHOUT_A_ROUTER, given
+    assert {path for name in FUNCTIONS if not routes(name) for _, path in paths(name)} == WITHOUT_A_ROUTER
+
+
+def test_every_router_is_walked_by_the_tests_of_isolation() -> None:
+    from tests import callers
+
+    routers = {router for router, _ in callers.FUNCTIONS.values()}
+    assert routers == {importlib.import_module(name).router for name in FUNCTIONS if routes(name)}
+
+
+def test_only_the_price_list_is_public() -> None:
+    assert {"GET /v1/plans"} == api.PUBLIC_ROUTES
+    public = {
+        f"{route.method} {route.path}"
+        for name in FUNCTIONS
+        if routes(name)
+        for route in importlib.import_module(name).router.routes
+        if route.scope is None
+    }
+    assert public == api.PUBLIC_ROUTES
+
+
+# ---- rights ----
+
+
+def secrets_of(name: str) -> set[str]:
+    """The resources and parameters whose secrets a function may read."""
+    found = set()
+    for policy in resources()[name]["Policies"]:
+        for statement in policy["Statement"]:
+            assert statement["Effect"] == "Allow"
+            assert "*" not in json.dumps(statement)
+            if statement["Action"] == "secretsmanager:GetSecretValue":
+                found |= set(re.findall(r'"Ref": "(\w+)"', json.dumps(statement["Resource"])))
+    return found - {"AWS::NoValue"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_signs_in_as_who_it_must_be_and_reads_that_ones_secret_only(name: str) -> None:
+    variables = resources()[name]["Environment"]["Variables"]
+    login = LOGINS[name]
+    assert variables.get("DATABASE_USER") == login
+    if login is None:
+        assert variables["DATABASE_SECRET_ARN"] == {"Ref": "DatabaseOwnerSecretArn"}
+        return
+    own = SECRET_OF[login]
+    assert variables["DATABASE_SECRET_ARN"] == {"Ref": own}
+    others = {
+        "AppDatabaseSecret",
+        "SystemDatabaseSecret",
+        "BackupDatabaseSecret",
+        "DatabaseOwnerSecretArn",
+    } - {own}
+    assert own in secrets_of(name)
+    assert not secrets_of(name) & others
+
+
+def test_only_the_webhooks_read_their_senders_secrets() -> None:
+    readers = {
+        name for name in FUNCTIONS for secret in secrets_of(name) if secret.endswith("WebhookSecretArn")
+    }
+    assert readers == {"stripe_webhook", "clerk_webhook"}
+    assert "ClerkWebhookSecretArn" not in secrets_of("stripe_webhook")
+    assert "StripeWebhookSecretArn" not in secrets_of("clerk_webhook")
+
+
+def test_whoever_checks_callers_is_told_how() -> None:
+    needed = {"CLERK_ISSUER", "CLERK_JWT_KEY", "ALLOWED_ORIGINS", "PLATFORM_ADMINS"}
+    for name in FUNCTIONS:
+        if routes(name):
+            assert needed <= set(resources()[name]["Environment"]["Variables"]), name
+
+
+# ---- settings ----
+
+
+def test_the_code_expects_the_newest_migration() -> None:
+    files = sorted((ROOT / "functions" / "migrate" / "migrations").glob("*.sql"))
+    assert files[-1].name.partition("_")[0] == LATEST_MIGRATION
+
+
+def test_the_environments_are_complete_and_alike() -> None:
+    environments = tomllib.loads((ROOT / "samconfig.toml").read_text())
+    assert environments.pop("version") == 0.1
+    assert set(environments) == {"dev", "staging", "prod"}
+
+    def keys(table: Json) -> set[str]:
+        return {f"{command}.{key}" for command, part in table.items() for key in part["parameters"]}
+
+    stages = template()["Parameters"]["Stage"]["AllowedValues"]
+    for name, table in environments.items():
+        assert keys(table) == keys(environments["prod"]), name
+        assert {"global", "validate", "build", "deploy"} == set(table)
+        assert table["global"]["parameters"]["stack_name"] == f"backplane-{name}"
+        deploy = table["deploy"]["parameters"]
+        assert deploy["s3_prefix"] == f"backplane-{name}"
+        overrides = dict(override.split("=", 1) for override in deploy["parameter_overrides"])
+        assert overrides["Stage"] == name
+        assert name in stages
+        assert set(overrides) <= set(template()["Parameters"])
+        assert deploy["confirm_changeset"] is (name != "dev")
+
+
+# ---- requirements ----
+
+LOCKS = ("requirements/bootstrap.txt", "requirements/dev.txt", "layers/backplane/requirements.txt")
+
+
+def locked(lock: str) -> dict[str, tuple[str, set[str]]]:
+    """Version (with its marker) and hashes by name."""
+    lines = (ROOT / lock).read_text().replace("\\\n", " ").splitlines()
+    found = {}
+    for line in filter(None, map(str.strip, lines)):
+        requirement, *options = line.split(" --hash=")
+        name, _, version = requirement.strip().partition("==")
+        assert version, f"{name} is not pinned"
+        assert options, f"{name} has no hash"
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}\s*", option) for option in options), name
+        assert name not in found
+        found[name] = (version, {option.strip() for option in options})
+    return found
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_pins_and_hashes_every_line_and_names_no_host(lock: str) -> None:
+    assert locked(lock)
+    assert not re.search(r"://|index-url|find-links|trusted-host| @ ", (ROOT / lock).read_text())
+    wanted = (ROOT / lock).with_suffix(".in").read_text()
+    assert not re.search(r"://|index-url|find-links|trusted-host| @ ", wanted)
+
+
+def test_the_layer_runs_on_what_was_tested() -> None:
+    tested = locked("requirements/dev.txt")
+    for name, pin in locked("layers/backplane/requirements.txt").items():
+        assert tested[name] == pin, name
+
+
+# ---- what no file holds ----
+
+
+def test_nothing_is_left_for_later() -> None:
+    marks = re.compile(r"\b(TO[D]O|FIX[M]E|X[X]X)\b")  # in brackets: this file is searched too
+    assert [f"{place}: {found[0]}" for place, text in texts() if (found := marks.search(text))] == []
+
+
+def test_no_file_names_a_place_on_somebodys_machine() -> None:
+    places = re.compile(r"(?<![\w.])/(home|Users|root|work|mnt)/\w|\b[A-Z]:\\")
+    found = [f"{place}: {hit[0]}" for place, text in texts() if (hit := places.search(text))]
+    assert found == []
+    assert [place for place, text in texts() if str(ROOT) in text] == []
