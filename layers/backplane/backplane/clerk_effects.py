@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from uuid import UUID
 
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -97,39 +98,23 @@ def user_deleted(tx: Tx, event: Event) -> Outcome:
         SET email = NULL, username = NULL, first_name = NULL, last_name = NULL, image_url = NULL,
             password_hash = NULL, is_active = false, deleted_at = EXCLUDED.deleted_at
         WHERE u.deleted_at IS NULL
-        RETURNING id, (
-            SELECT o.id FROM tenancy.organizations AS o WHERE o.personal_user_id = u.id
-        ) AS organization_id
+        RETURNING id
         """,
         {"clerk_id": user.id, "deleted_at": event.occurred_at},
     ).fetchone()
     if row is None:
         return Outcome("stale", "the user was deleted before")
-    if row["organization_id"] is not None:
-        tx.execute(
-            "UPDATE tenancy.organizations SET name = 'Deleted', deleted_at = %s WHERE id = %s",
-            [event.occurred_at, row["organization_id"]],
-        )
-        tx.execute(
-            """
-            UPDATE platform.api_keys
-            SET revoked_at = clock_timestamp()
-            WHERE organization_id = %s AND revoked_at IS NULL
-            """,
-            [row["organization_id"]],
-        )
+    organization_id = _close_personal_organization(tx, row["id"], event)
     tx.execute("DELETE FROM tenancy.organization_members WHERE user_id = %s", [row["id"]])
     tx.execute(
         """
         INSERT INTO platform.audit_log (organization_id, actor, action, target, details)
         VALUES (%s, 'clerk', 'user.deleted', %s, %s)
         """,
-        [row["organization_id"], f"user:{row['id']}", Jsonb({"event_id": event.id})],
+        [organization_id, f"user:{row['id']}", Jsonb({"event_id": event.id})],
     )
-    outbox.append(
-        tx, "user.deleted", organization_id=row["organization_id"], payload={"user_id": str(row["id"])}
-    )
-    return Outcome("processed", None, row["organization_id"], (subject(user.id),))
+    outbox.append(tx, "user.deleted", organization_id=organization_id, payload={"user_id": str(row["id"])})
+    return Outcome("processed", None, organization_id, (subject(user.id),))
 
 
 EFFECTS: Mapping[str, inbox.Effect] = {
@@ -137,6 +122,31 @@ EFFECTS: Mapping[str, inbox.Effect] = {
     "user.updated": user_saved,
     "user.deleted": user_deleted,
 }
+
+
+def _close_personal_organization(tx: Tx, user_id: UUID, event: Event) -> UUID | None:
+    """A statement of its own: it sees the organisation of a user whom a token was just making."""
+    row = tx.execute(
+        """
+        UPDATE tenancy.organizations
+        SET name = 'Deleted', deleted_at = %s
+        WHERE personal_user_id = %s
+        RETURNING id
+        """,
+        [event.occurred_at, user_id],
+    ).fetchone()
+    if row is None:
+        return None
+    organization_id: UUID = row["id"]
+    tx.execute(
+        """
+        UPDATE platform.api_keys
+        SET revoked_at = clock_timestamp()
+        WHERE organization_id = %s AND revoked_at IS NULL
+        """,
+        [organization_id],
+    )
+    return organization_id
 
 
 def _update(tx: Tx, user: User, *, as_of: str) -> bool:
