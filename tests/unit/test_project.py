@@ -308,7 +308,7 @@ def locked(lock: str) -> set[tuple[str, str, frozenset[str]]]:
         assert version, f"{name} is not pinned"
         assert hashes, f"{name} has no hash"
         assert all(re.fullmatch("sha256:[0-9a-f]{64}", digest) for digest in hashes), name
-        found.add((name, version.strip(), frozenset(hashes)))
+        found.add((name.partition("[")[0], version.strip(), frozenset(hashes)))
     return found
 
 
