@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from local.refusal import Refusal
+
 # What Secrets Manager's ExcludePunctuation leaves out, and nothing else of it.
 _LETTERS = string.ascii_letters + string.digits
 
@@ -20,6 +22,10 @@ class Credentials:
             self._values: dict[str, str] = json.loads(file.read_text())
         except FileNotFoundError:
             self._values = {}
+        except ValueError:
+            raise Refusal(
+                f"{file} is damaged. Mend it, or start over with `make clean-local` (it deletes the data)."
+            ) from None
 
     def get(self, name: str, make: Callable[[], str]) -> str:
         """The secret of that name, made on first use."""

@@ -351,7 +351,6 @@ def test_without_a_stack_the_commands_say_how_to_start_one(cloud: Cloud) -> None
         ("local.invoke", "health"),
         ("local.database", "psql"),
         ("local.database", "migrate"),
-        ("local.logs",),
     ):
         refused = cloud.run(*command)
         assert refused.returncode == 1
