@@ -50,12 +50,12 @@ def soon(hours: int = 1) -> datetime:
 
 def test_credits_burn_by_priority_then_expiry_then_age(system_db: Database) -> None:
     organization_id = new_account(system_db)
-    pack = give(organization_id, 10, source="pack")
+    pack = give(organization_id, 10, source="pack", expires_at=soon(1))
     older = give(organization_id, 10, source="sign_up")
     newer = give(organization_id, 10, source="sign_up")
-    late_plan = give(organization_id, 10, source="plan", expires_at=soon(2))
-    early_plan = give(organization_id, 10, source="plan", expires_at=soon(1))
-    promotion = give(organization_id, 10, source="promotion")
+    late_plan = give(organization_id, 10, source="plan", expires_at=soon(4))
+    early_plan = give(organization_id, 10, source="plan", expires_at=soon(3))
+    promotion = give(organization_id, 10, source="promotion", expires_at=soon(2))
     endless_plan = give(organization_id, 10, source="plan")
     order = [early_plan, late_plan, endless_plan, promotion, older, newer, pack]
 
@@ -442,6 +442,29 @@ def test_debits_grants_and_ends_at_once_leave_the_books_balanced(system_db: Data
     booked = [entry for entry in entries(system_db, organization_id) if entry["kind"] == "debit"]
     assert len(booked) == spent > 0
     assert_books_balance(system_db, organization_id)
+
+
+def test_a_balance_read_amid_debits_is_that_of_one_moment(system_db: Database) -> None:
+    organization_id = new_account(system_db, 5000)
+    over = threading.Event()
+
+    def spend() -> int:
+        with system_db.connect("backplane_system") as connection:
+            for number in itertools.count():
+                connection.execute(DEBIT, [organization_id, f"key-{number}", b"hash"])
+                if over.is_set():
+                    return number + 1
+        raise AssertionError("count never ends")
+
+    with ThreadPoolExecutor(1) as pool:
+        spending = pool.submit(spend)
+        try:
+            for _ in range(300):
+                seen = db.run(lambda tx: ledger.balance(tx, organization_id))
+                assert seen.available == sum(grant.remaining for grant in seen.grants)
+        finally:
+            over.set()
+        assert spending.result(timeout=30) > 1
 
 
 # A process each, as on Lambda: backplane.db keeps one connection a process.
