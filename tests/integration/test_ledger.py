@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -396,6 +397,52 @@ def test_the_same_key_from_many_at_once_debits_once_even_the_last_credit(
     assert sorted(outcome for outcome, _ in answers) == ["debited"] + ["replayed"] * (SAME_KEY - 1)
     assert len({entry for _, entry in answers}) == 1
     assert_books_balance(system_db, organization_id)
+
+
+def test_a_debit_that_waited_while_its_key_was_used_is_answered_as_a_replay(system_db: Database) -> None:
+    organization_id = new_account(system_db, 10)
+    with (
+        system_db.connect() as owner,
+        system_db.connect() as watcher,  # a transaction sees the sessions' state as it first saw it
+        system_db.connect("backplane_system") as first,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        with owner.transaction():
+            owner.execute(
+                "SELECT 1 FROM credits.accounts WHERE organization_id = %s FOR UPDATE", [organization_id]
+            )
+            earlier = pool.submit(lambda: spend_under(first, organization_id, "key-1"))
+            await_waiting(watcher, 1)
+            later = pool.submit(lambda: debit(organization_id, key="key-1"))
+            await_waiting(watcher, 2)
+        assert earlier.result(timeout=30) == "debited"
+        made, replayed = later.result(timeout=30)
+    assert (made.available_after, replayed) == (9, True)
+    assert_books_balance(system_db, organization_id)
+
+
+def spend_under(connection: psycopg.Connection[Any], organization_id: UUID, key: str) -> str:
+    request = ledger.request_hash("ai_text_chat", 1, None)
+    row = connection.execute(DEBIT, [organization_id, key, request]).fetchone()
+    assert row is not None
+    outcome: str = row["outcome"]
+    return outcome
+
+
+def await_waiting(watcher: psycopg.Connection[Any], count: int) -> None:
+    """Until so many sessions wait for a row."""
+    for _ in range(1000):
+        row = watcher.execute(
+            """
+            SELECT count(*) AS n
+            FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'
+            """
+        ).fetchone()
+        if row is not None and row["n"] == count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{count} sessions must wait")
 
 
 def test_grants_that_race_for_one_source_key_are_one(system_db: Database) -> None:
