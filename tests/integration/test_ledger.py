@@ -273,6 +273,18 @@ def test_what_has_no_price_is_not_for_sale(system_db: Database) -> None:
     assert len(entries(system_db, organization_id)) == 1
 
 
+def test_a_job_that_sees_everybody_reads_one_organisation_at_a_time(system_db: Database) -> None:
+    first, second = new_account(system_db, 10), new_account(system_db, 20)
+    debit(first, quantity=3)
+    debit(second, quantity=4)
+    with db.transaction() as tx:
+        assert ledger.balance(tx, first).available == 7
+        assert [entry.amount for entry in ledger.entries(tx, first, before_version=None, limit=9)] == [-3, 10]
+        used = ledger.usage(tx, first, days=1)
+    assert [(row.operation, row.credits, row.count) for row in used.by_operation] == [("ai_text_chat", 3, 1)]
+    assert [row.credits for row in used.by_day] == [3]
+
+
 # ---- append-only ----
 
 TABLES = ("entries", "accounts", "grants")
