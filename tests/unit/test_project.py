@@ -229,6 +229,7 @@ def secrets_of(name: str) -> set[str]:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_signs_in_as_who_it_must_be_and_reads_that_ones_secret_only(name: str) -> None:
     variables = resources()[name]["Environment"]["Variables"]
+    assert name in LOGINS, f"say in LOGINS which login {name} has, and why it needs no less"
     login = LOGINS[name]
     assert variables.get("DATABASE_USER") == login
     if login is None:
