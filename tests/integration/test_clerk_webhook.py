@@ -327,6 +327,19 @@ def test_the_newest_profile_stands_in_every_order(system_db: Database, order: tu
     assert available(system_db) == SIGN_UP
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_states_of_one_millisecond_the_update_is_newer_whatever_their_ids(
+    system_db: Database, order: int
+) -> None:
+    states = [
+        (clerk_user("user_1", updated_at=T0), "msg_z"),
+        (clerk_user("user_1", kind="updated", updated_at=T0, username="ada"), "msg_a"),
+    ]
+    for event, message_id in states[::order]:
+        status(event, message_id)
+    assert user(system_db)["username"] == "ada"
+
+
 # ---- a user goes ----
 
 

@@ -311,6 +311,8 @@ def test_no_signed_event_however_odd_breaks_the_function(
 ) -> None:
     with fuzzed.as_role("backplane_system"):
         post_clerk(clerk_user("user_1"), "msg_1")
+        link = checkout_session(client_reference_id="user_1")
+        post_stripe(stripe_event("checkout.session.completed", link, event_id="evt_link"))
         answer = post_stripe(event)
     assert answer.status in {200, 400}, answer.body
     if answer.status == 400:

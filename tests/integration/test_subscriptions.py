@@ -3,7 +3,7 @@
 import itertools
 import random
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -454,6 +454,22 @@ def test_of_two_events_of_one_second_the_update_is_the_newer_in_both_orders(syst
         assert stored(system_db, customer)["status"] == "active"
 
 
+def test_the_kind_decides_within_a_second_where_states_are_equal_and_ids_tell_nothing(
+    system_db: Database,
+) -> None:
+    for order in (1, -1):
+        customer = Customer(next(_numbers))
+        post_clerk(customer.sign_up())
+        status(customer.checkout())
+        events = [
+            customer.told("created") | {"id": f"evt_z{customer.number}"},
+            customer.told("updated", cancel_at=SECOND) | {"id": f"evt_a{customer.number}"},
+        ]
+        for event in events[::order]:
+            status(event)
+        assert stored(system_db, customer)["cancel_at"] == moment(SECOND)
+
+
 def test_of_two_updates_of_one_second_the_later_state_of_a_life_wins_in_both_orders(
     system_db: Database,
 ) -> None:
@@ -461,7 +477,10 @@ def test_of_two_updates_of_one_second_the_later_state_of_a_life_wins_in_both_ord
         customer = Customer(next(_numbers))
         post_clerk(customer.sign_up())
         status(customer.checkout())
-        events = [customer.told("updated", status="incomplete"), customer.told("updated")]
+        events = [
+            customer.told("updated", status="incomplete") | {"id": f"evt_z_{customer.number}"},
+            customer.told("updated") | {"id": f"evt_a_{customer.number}"},
+        ]
         for event in events[::order]:
             status(event)
         assert stored(system_db, customer)["status"] == "active"
@@ -495,6 +514,15 @@ def test_a_deleted_subscription_stays_so_whatever_comes_later(
         moment(FIRST + 60),
     )
     assert entitled(customer, system_db).tier == "free"
+
+
+@pytest.mark.parametrize(("kind", "told"), [("deleted", "active"), ("updated", "canceled")])
+def test_the_end_is_told_by_the_event_or_by_the_status(
+    system_db: Database, customer: Customer, kind: str, told: str
+) -> None:
+    assert status(customer.told(kind, created=FIRST + 60, status=told)) == "processed"
+    assert status(customer.told("updated", created=FIRST + 90)) == "stale"
+    assert stored(system_db, customer)["status"] == "canceled"
 
 
 def test_a_deletion_that_comes_first_leaves_a_tombstone(system_db: Database, customer: Customer) -> None:
@@ -622,6 +650,9 @@ def test_a_change_that_begins_a_new_period_does_not_end_what_the_old_one_gave(
     ]
     assert status(customer.paid(lines=change, reason="subscription_update")) == "processed"
     assert available(system_db, customer) == SIGN_UP + PRO
+    year_end = moment(half + 365 * DAY)
+    lasts = max(grant["expires_at"] for grant in grants(system_db, customer) if grant["source"] == "plan")
+    assert lasts == add_months(year_end, -11) + timedelta(hours=72)
 
 
 def test_a_change_to_a_plan_not_known_waits_for_that_plan(system_db: Database, customer: Customer) -> None:
