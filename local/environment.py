@@ -9,13 +9,12 @@ import http.client
 import json
 import os
 import platform
-import re
 import socket
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 from local import ports
 from local.children import Children, dies_with
 from local.function import Function
+from local.log_stream import LogStream, Report
 from local.refusal import Refusal
 
 START_TIMEOUT = 20.0  # seconds until the emulator listens
@@ -30,9 +30,7 @@ MARGIN = 5.0  # seconds the emulator may take beyond the function's timeout, whi
 ATTEMPTS = 5  # at ports, which others may take at the same time
 PATH = "/2015-03-31/functions/function/invocations"
 
-# The emulator's own lines, around what the function prints.
-_REPORT = re.compile(rb"REPORT RequestId: (\S+)\t(?:Init Duration: \S+ ms\t)?Duration: ([\d.]+) ms")
-_NOISE = re.compile(rb"(START|END) RequestId: |\d+ \w+ \d+ [\d:,]+ \[\w+\] \(rapid\)")
+LAUNCH = Path(__file__).with_name("launch.py")
 
 
 class Status(StrEnum):
@@ -46,6 +44,7 @@ class Status(StrEnum):
 class Outcome:
     status: Status
     payload: bytes  # JSON: the answer, or {errorMessage, errorType, …}
+    report: Future[Report] | None = None  # comes a moment later; None: the function never ran
 
 
 def emulator() -> Path:
@@ -78,6 +77,10 @@ class Environment:
 
     def invoke(self, payload: bytes, request_id: str) -> Outcome:
         """Hand over one event and wait for its end. After anything but OK and ERROR, end() it."""
+        report = self._stream.expect()
+        return replace(self._invoke(payload, request_id), report=report)
+
+    def _invoke(self, payload: bytes, request_id: str) -> Outcome:
         headers = {"X-Amzn-RequestId": request_id, "Content-Type": "application/json"}
         try:
             self._connection.request("POST", PATH, payload, headers)
@@ -105,7 +108,7 @@ class Environment:
 
     def _spawn(self, port: int, runtime_port: int) -> subprocess.Popen[bytes]:
         function = self._function
-        runtime = [sys.executable, "-m", "awslambdaric", function.handler]
+        runtime: list[str | Path] = [sys.executable, "-P", LAUNCH, "awslambdaric", function.handler]
         reader, writer = os.pipe()
         try:
             process = self._children.spawn(
@@ -116,7 +119,7 @@ class Environment:
                     *dies_with(0, runtime),
                 ],
                 env=_variables(function),
-                cwd=function.code,  # `-m` puts it on the path: the checkout's root would leak in
+                cwd=function.code,
                 stdout=writer,
             )
         except BaseException:
@@ -124,7 +127,7 @@ class Environment:
             raise
         finally:
             os.close(writer)
-        threading.Thread(target=_copy_log, args=(reader, self._log), name="log", daemon=True).start()
+        self._stream = LogStream(reader, self._log)
         return process
 
 
@@ -184,14 +187,3 @@ def _classify(status: int, body: bytes, request_id: str) -> Outcome:
 
 def _failure(status: Status, message: str, kind: str) -> Outcome:
     return Outcome(status, json.dumps({"errorMessage": message, "errorType": kind}).encode())
-
-
-def _copy_log(reader: int, path: Path) -> None:
-    """Append what the function prints, line by line, with the emulator's report as a JSON line."""
-    with os.fdopen(reader, "rb") as lines, path.open("ab", buffering=0) as log:
-        for line in lines:
-            if report := _REPORT.match(line):
-                record = {"requestId": report[1].decode(), "metrics": {"durationMs": float(report[2])}}
-                log.write(json.dumps({"type": "platform.report", "record": record}).encode() + b"\n")
-            elif not _NOISE.match(line):
-                log.write(line)

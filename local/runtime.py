@@ -10,9 +10,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
+from local import invocation
 from local.children import Children
 from local.environment import Environment, Outcome, Status
 from local.function import Function
+from local.log_stream import Report
 from local.terminal import say
 
 DEFAULT_POOL = 4  # environments a function; BACKPLANE_LOCAL_POOL changes it
@@ -125,15 +127,17 @@ class Runtime:
         pool = self._pool(name)
         request_id = request_id or str(uuid.uuid4())
         began = time.monotonic()
-        status = "throttled"
+        outcome, status = None, "throttled"
         try:
             outcome = pool.invoke(payload, request_id)
             status = outcome.status.value
         except OSError as error:
+            status = "unstarted"
             say(str(error))
             raise
         finally:
-            _report(pool.function.folder, request_id, status, (time.monotonic() - began) * 1000)
+            waited = (time.monotonic() - began) * 1000
+            _tell(pool.function.folder, request_id, status, waited, outcome)
         return outcome
 
     def close(self) -> None:
@@ -151,7 +155,14 @@ class Runtime:
             raise UnknownFunction(name) from None
 
 
-def _report(folder: str, request_id: str, status: str, milliseconds: float) -> None:
-    clock = time.strftime("%H:%M:%S")
-    hint = "" if status in {"ok", "throttled"} else f"   → make logs F={folder}"
-    say(f"{clock}  {folder:<16} {request_id}  {status:<9} {milliseconds:7.0f} ms{hint}")
+def _tell(folder: str, request_id: str, status: str, milliseconds: float, outcome: Outcome | None) -> None:
+    """Print the invocation's line, once its log has come."""
+
+    def tell(report: Report) -> None:
+        line = invocation.summary(folder, request_id, status, milliseconds, report)
+        say("\n".join([line, *invocation.troubles(report.lines)]))
+
+    if outcome and outcome.report:
+        outcome.report.add_done_callback(lambda coming: tell(coming.result()))
+    else:
+        tell(Report())
