@@ -81,6 +81,10 @@ INSERTS = {
         INSERT INTO platform.outbox (organization_id, type, payload)
         VALUES (%(organization)s, 'user.created', '{}')
     """,
+    "platform.outbox_sequences": """
+        INSERT INTO platform.outbox_sequences (organization_id, last)
+        VALUES (%(organization)s, 1)
+    """,
     "platform.api_keys": """
         INSERT INTO platform.api_keys (kind, organization_id, name, prefix, secret_hash, scopes)
         VALUES ('organization', %(organization)s, 'key', 'prefix' || %(n)s, sha256('secret'), '{read}')

@@ -215,9 +215,6 @@ def test_a_subscription_to_the_free_plan_is_free(app_db: Database, ada: Customer
     assert me(ada.token)["plan"] == INACTIVE | {"status": "active"}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="subscriptions.entitlement finds no free plan beside an ended one of it"
-)
 def test_the_end_of_a_subscription_to_the_free_plan_leaves_it_free(app_db: Database, ada: Customer) -> None:
     subscribe(app_db, ada, "free", "canceled", provider="clerk")
     assert me(ada.token)["plan"] == INACTIVE | {"status": "canceled"}

@@ -31,8 +31,10 @@ LOGINS = {
     "credits": "backplane_app",
     "health": "backplane_system",
     "migrate": None,
+    "outbox_publisher": "backplane_system",
     "plans": "backplane_app",
     "stripe_webhook": "backplane_system",
+    "webhook_worker": "backplane_system",
 }
 SECRET_OF = {"backplane_app": "AppDatabaseSecret", "backplane_system": "SystemDatabaseSecret"}
 # Paths that answer without a router: senders sign, and monitors ask.
@@ -259,7 +261,7 @@ def test_only_the_webhooks_read_their_senders_secrets() -> None:
 def test_whoever_checks_callers_is_told_how() -> None:
     needed = {"CLERK_ISSUER", "CLERK_JWT_KEY", "ALLOWED_ORIGINS", "PLATFORM_ADMINS"}
     for name in FUNCTIONS:
-        if routes(name):
+        if {f"{method} {path}" for method, path in routes(name)} - api.PUBLIC_ROUTES:
             assert needed <= set(resources()[name]["Environment"]["Variables"]), name
 
 

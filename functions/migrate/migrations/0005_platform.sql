@@ -36,11 +36,20 @@ CREATE TABLE platform.outbox (
     organization_id uuid REFERENCES tenancy.organizations (id),
     type text NOT NULL CHECK (type ~ '^[a-z_]+\.[a-z_]+$'),
     payload jsonb NOT NULL,
+    sequence bigint, -- 1, 2, 3 … within the organisation, in the order in which they go out
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    published_at timestamptz
+    published_at timestamptz,
+    attempts bigint NOT NULL DEFAULT 0, -- how often the bus refused it
+    next_attempt_at timestamptz,
+    error text,
+    UNIQUE (organization_id, sequence)
 );
 CREATE INDEX outbox_unpublished ON platform.outbox (id) WHERE published_at IS NULL;
-CREATE INDEX outbox_organization ON platform.outbox (organization_id);
+
+CREATE TABLE platform.outbox_sequences (
+    organization_id uuid PRIMARY KEY REFERENCES tenancy.organizations (id),
+    last bigint NOT NULL CHECK (last > 0)
+);
 
 CREATE TYPE platform.api_key_kind AS ENUM ('organization', 'service');
 
@@ -94,13 +103,16 @@ CREATE TRIGGER audit_log_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON plat
 
 CALL platform.protect('platform.webhook_inbox');
 CALL platform.protect('platform.outbox', 'organization_id');
+CALL platform.protect('platform.outbox_sequences', 'organization_id');
 CALL platform.protect('platform.api_keys', 'organization_id');
 CALL platform.protect('platform.audit_log', 'organization_id');
 CALL platform.protect('platform.admin_settings');
 CREATE POLICY app_read ON platform.admin_settings FOR SELECT TO backplane_app USING (true);
 GRANT SELECT ON platform.admin_settings TO backplane_app;
 GRANT INSERT ON platform.outbox, platform.audit_log TO backplane_app;
-GRANT INSERT, UPDATE ON platform.webhook_inbox, platform.outbox, platform.api_keys, platform.admin_settings
+GRANT INSERT, UPDATE
+    ON platform.webhook_inbox, platform.outbox, platform.outbox_sequences, platform.api_keys,
+       platform.admin_settings
     TO backplane_system;
 GRANT INSERT ON platform.audit_log TO backplane_system;
 
@@ -114,6 +126,7 @@ DROP TABLE platform.audit_log;
 DROP FUNCTION platform.refuse_change();
 DROP TABLE platform.api_keys;
 DROP TYPE platform.api_key_kind;
+DROP TABLE platform.outbox_sequences;
 DROP TABLE platform.outbox;
 DROP TABLE platform.webhook_inbox;
 DROP TYPE platform.inbox_status;

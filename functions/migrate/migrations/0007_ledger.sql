@@ -143,6 +143,9 @@ BEGIN
          p_checkout_session_id, p_invoice_id, p_payment_intent_id, p_charge_id)
     RETURNING id INTO v_grant_id;
     PERFORM credits.book(v_account, 'grant', p_amount, p_actor, v_grant_id);
+    INSERT INTO platform.outbox (organization_id, type, payload)
+    VALUES (p_organization_id, 'credits.granted', jsonb_build_object(
+        'grant_id', v_grant_id, 'source', p_source, 'amount', p_amount, 'available_after', v_account.available));
 
     IF p_period_end IS NOT NULL THEN
         PERFORM credits.end_grant(earlier.id, 'expire', p_actor)

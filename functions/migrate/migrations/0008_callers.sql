@@ -151,7 +151,12 @@ DECLARE
 BEGIN
     INSERT INTO tenancy.organizations (clerk_id, name)
     VALUES (p_clerk_org_id, p_name)
-    ON CONFLICT (clerk_id) DO NOTHING;
+    ON CONFLICT (clerk_id) DO NOTHING
+    RETURNING id INTO v_organization_id;
+    IF v_organization_id IS NOT NULL THEN
+        INSERT INTO platform.outbox (organization_id, type, payload)
+        VALUES (v_organization_id, 'organization.created', jsonb_build_object('organization_id', v_organization_id));
+    END IF;
     SELECT id INTO STRICT v_organization_id
     FROM tenancy.organizations
     WHERE clerk_id = p_clerk_org_id

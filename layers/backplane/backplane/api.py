@@ -27,7 +27,7 @@ from aws_lambda_powertools.event_handler.openapi.params import Header, Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from pydantic import BaseModel, ConfigDict
 
-from backplane import auth, db, requests
+from backplane import auth, db, outbox, requests
 from backplane.problems import (
     Internal,
     InvalidPayload,
@@ -295,6 +295,7 @@ def lambda_handler(router: Router) -> Handler:
     def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         db.set_deadline(context.get_remaining_time_in_millis() / 1000)
         response: dict[str, Any] = resolver.resolve(event, context)
+        outbox.poke()
         headers: Mapping[str, Any] = response.get("headers") or {}
         # Answers are a caller's own: nothing between us may keep them.
         response["headers"] = (

@@ -44,6 +44,10 @@ class Settings(BaseSettings):
     platform_admins: str = ""
     hash_key_secret_arn: str | None = None
 
+    # Events out.
+    event_bus_name: str = "default"
+    outbox_publisher_function: str | None = None  # unset: nobody is poked, the schedule publishes
+
     max_body_bytes: int = Field(default=1024 * 1024, gt=0)
 
     @property

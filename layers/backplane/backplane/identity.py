@@ -5,7 +5,7 @@ import hmac
 from dataclasses import dataclass
 from uuid import UUID
 
-from backplane import db, secrets
+from backplane import db, outbox, secrets
 from backplane.config import settings
 
 
@@ -48,6 +48,8 @@ def provision_user(
     ).fetchone()
     if row is None:
         raise RuntimeError("identity.provision_user answers one row")
+    if row["created"]:
+        outbox.written()
     return Provisioned(**row)
 
 
@@ -80,6 +82,7 @@ def provision_from_token(
                     "role": org_role or "viewer",
                 },
             )
+            outbox.written()  # of the organisation, if this made it
         row = tx.execute(
             "SELECT * FROM identity.resolve_caller(%s, %s)", [clerk_user_id, clerk_org_id]
         ).fetchone()

@@ -27,8 +27,15 @@ logger = logging.getLogger("backplane.inbox")
 Provider = Literal["stripe", "clerk", "eas", "vercel", "github"]
 Status = Literal["processed", "duplicate", "ignored", "stale", "parked", "quarantined", "failed"]
 
-# What a sender's repetition may still change; every other row answers `duplicate`.
-OPEN = ("parked", "failed")
+# What a repetition may still change, the sender's or the worker's; every other row answers `duplicate`.
+OPEN = ("parked", "failed", "dead")
+
+# A failed event is given up after about a day of the worker's tries. A parked one waits for ever.
+MAX_ATTEMPTS = 12
+
+# How long an event rests after its n-th attempt: a minute, doubled each time, six hours at most, less
+# up to a half by chance, so that what failed together does not come back together.
+_BACKOFF = "least(interval '6 hours', interval '1 minute' * 2 ^ least(attempts - 1, 20)) * (1 - random() / 2)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,16 +119,17 @@ def _receive(tx: db.Tx, event: Event, senders: Senders) -> Status:
         },
     )
     if inserted.rowcount == 0:
-        row = tx.execute(
+        reopened = tx.execute(
             """
-            SELECT status
-            FROM platform.webhook_inbox
-            WHERE provider = %(provider)s AND event_id = %(id)s
-            FOR UPDATE
+            UPDATE platform.webhook_inbox
+            SET attempts = attempts + 1
+            WHERE provider = %(provider)s
+              AND event_id = %(id)s
+              AND status = ANY (%(open)s::platform.inbox_status[])
             """,
-            {"provider": event.provider, "id": event.id},
-        ).fetchone()
-        if row is None or row["status"] not in OPEN:
+            {"provider": event.provider, "id": event.id, "open": list(OPEN)},
+        )
+        if reopened.rowcount == 0:
             return "duplicate"
     return _apply(tx, event, senders)
 
@@ -200,7 +208,7 @@ def _settle(
     organization_id: UUID | None = None,
 ) -> Status:
     tx.execute(
-        """
+        f"""
         UPDATE platform.webhook_inbox
         SET status = %(status)s::platform.inbox_status,
             reason = %(reason)s,
@@ -209,7 +217,7 @@ def _settle(
             error = NULL,
             processed_at = CASE WHEN %(waiting_for)s::text IS NULL THEN clock_timestamp() END,
             next_attempt_at = CASE WHEN %(waiting_for)s::text IS NOT NULL
-                                   THEN clock_timestamp() + interval '1 minute' END
+                                   THEN clock_timestamp() + {_BACKOFF} END
         WHERE provider = %(provider)s AND event_id = %(id)s
         """,
         {
@@ -226,22 +234,31 @@ def _settle(
 
 def _record_failure(event: Event, error: BaseException) -> None:
     """A transaction of its own: the effect's was rolled back, the row with it."""
-    db.run(
+    recorded = db.run(
         lambda tx: tx.execute(
-            """
+            f"""
+            WITH counted AS (
+                SELECT coalesce(max(attempts), 0) + 1 AS attempts
+                FROM platform.webhook_inbox
+                WHERE provider = %(provider)s AND event_id = %(id)s
+            )
             INSERT INTO platform.webhook_inbox AS inbox
-                (provider, event_id, event_type, body, status, reason, error, occurred_at, next_attempt_at)
-            VALUES
-                (%(provider)s, %(id)s, %(type)s, %(body)s, 'failed', %(reason)s, %(error)s, %(occurred_at)s,
-                 clock_timestamp() + interval '1 minute')
+                (provider, event_id, event_type, body, status, reason, error, occurred_at, attempts,
+                 next_attempt_at)
+            SELECT %(provider)s, %(id)s, %(type)s, %(body)s,
+                   CASE WHEN attempts >= %(most)s THEN 'dead' ELSE 'failed' END::platform.inbox_status,
+                   %(reason)s, %(error)s, %(occurred_at)s, attempts,
+                   CASE WHEN attempts < %(most)s THEN clock_timestamp() + {_BACKOFF} END
+            FROM counted
             ON CONFLICT (provider, event_id) DO UPDATE
-            SET status = 'failed',
+            SET status = EXCLUDED.status,
                 reason = EXCLUDED.reason,
                 error = EXCLUDED.error,
                 waiting_for = NULL,
-                attempts = inbox.attempts + 1,
+                attempts = EXCLUDED.attempts,
                 next_attempt_at = EXCLUDED.next_attempt_at
-            WHERE inbox.status IN ('parked', 'failed')
+            WHERE inbox.status = ANY (%(open)s::platform.inbox_status[])
+            RETURNING status
             """,
             {
                 "provider": event.provider,
@@ -251,9 +268,65 @@ def _record_failure(event: Event, error: BaseException) -> None:
                 "reason": type(error).__name__,
                 "error": "".join(traceback.format_exception(error)),
                 "occurred_at": event.occurred_at,
+                "most": MAX_ATTEMPTS,
+                "open": list(OPEN),
             },
-        )
+        ).fetchone()
     )
+    if recorded is not None and recorded["status"] == "dead":
+        logger.error("%s %s is given up after %d attempts", event.provider, event.id, MAX_ATTEMPTS)
+
+
+# ---- repetition ----
+
+
+def due(limit: int) -> list[UUID]:
+    """The rows whose next attempt is due, the longest waiting first."""
+    rows = db.run(
+        lambda tx: tx.execute(
+            """
+            SELECT id
+            FROM platform.webhook_inbox
+            WHERE status IN ('parked', 'failed') AND next_attempt_at <= clock_timestamp()
+            ORDER BY next_attempt_at
+            LIMIT %s
+            """,
+            [limit],
+        ).fetchall()
+    )
+    return [row["id"] for row in rows]
+
+
+def retry(inbox_id: UUID, senders: Senders) -> Status:
+    """Applies a recorded event once more. `duplicate` where it is settled already.
+
+    A failure is recorded and answered, not raised. Raises Unavailable where the database is not there.
+    """
+    row = db.run(
+        lambda tx: tx.execute(
+            "SELECT provider, event_id, body FROM platform.webhook_inbox WHERE id = %s", [inbox_id]
+        ).fetchone()
+    )
+    if row is None:
+        return "duplicate"
+    event = senders[row["provider"]].parse(row["event_id"], bytes(row["body"]))
+    try:
+        return receive(event, senders)
+    except Unavailable:
+        raise
+    except Exception:  # the edge of an effect: `receive` has recorded it
+        logger.exception("%s %s failed again", event.provider, event.id)
+        return "failed"
+
+
+def replay(subject: str, senders: Senders) -> None:
+    """Replays what is parked for a subject that arrived without an event, as by a user's first token."""
+
+    def work(tx: db.Tx) -> None:
+        lock(tx, subject)
+        _replay_parked(tx, subject, senders)
+
+    db.run(work)
 
 
 # ---- subjects ----

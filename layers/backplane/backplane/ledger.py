@@ -16,7 +16,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel, Field
 
-from backplane import db
+from backplane import db, outbox
 from backplane.problems import IdempotencyConflict, InsufficientCredits, NotFound, Unprocessable
 
 # Lower burns first: what expires soonest is spent before what was bought to keep.
@@ -200,6 +200,8 @@ def grant(tx: db.Tx, grant: Grant) -> tuple[UUID, bool]:
     ).fetchone()
     if row is None:
         raise RuntimeError("credits.grant_credits answers one row")
+    if row["granted"]:
+        outbox.written()
     return row["grant_id"], row["granted"]
 
 

@@ -170,21 +170,25 @@ def entitlement(tx: db.Tx, organization_id: UUID) -> Entitlement:
     """The plan an organisation has: the highest of its subscriptions that count, else the free one."""
     rows = tx.execute(
         """
-        SELECT p.id, p.tier, p.features, s.status, s.current_period_end, s.cancel_at_period_end, s.cancel_at,
-               s.status IS NOT NULL
-                   AND s.status <> ALL (%(not_entitled)s::billing.subscription_status[]) AS entitled,
+        SELECT p.id, p.tier, p.features, p.sort_order,
+               s.status, s.current_period_end, s.cancel_at_period_end, s.cancel_at,
+               s.status <> ALL (%(not_entitled)s::billing.subscription_status[]) AS entitled,
                substr(s.as_of, 3) AS told_at -- without the flag that makes an ended state the newest
-        FROM billing.plans AS p
-        LEFT JOIN billing.subscriptions AS s ON s.plan_id = p.id AND s.organization_id = %(organization_id)s
-        WHERE s.id IS NOT NULL OR (p.tier = 'free' AND p.active)
-        ORDER BY entitled DESC, p.tier DESC, told_at DESC NULLS LAST, p.sort_order
+        FROM billing.subscriptions AS s
+        JOIN billing.plans AS p ON p.id = s.plan_id
+        WHERE s.organization_id = %(organization_id)s
+        UNION ALL
+        SELECT id, tier, features, sort_order, NULL, NULL, NULL, NULL, false, NULL
+        FROM billing.plans
+        WHERE tier = 'free' AND active
+        ORDER BY entitled DESC, tier DESC, told_at DESC NULLS LAST, sort_order
         """,
         {"organization_id": organization_id, "not_entitled": list(NOT_ENTITLED)},
     ).fetchall()
     best = next((row for row in rows if row["entitled"]), None)
     lapsed = [row for row in rows if row["status"] is not None]
     shown = best or max(lapsed, key=lambda row: row["told_at"], default=None)
-    plan = best or next((row for row in rows if row["tier"] == "free" and row["status"] is None), None)
+    plan = best or next((row for row in rows if row["status"] is None), None)
     if plan is None:
         raise RuntimeError("there is no active plan of tier free")
     period_end = shown["current_period_end"] if shown else None

@@ -7,7 +7,7 @@ from typing import Any
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from backplane import db, inbox, requests
+from backplane import db, inbox, outbox, requests
 from backplane.inbox import Event
 from backplane.problems import Internal, Problem
 from backplane.senders import SENDERS
@@ -38,6 +38,7 @@ def lambda_handler(verify: Verify) -> Handler:
         except Exception:  # the edge: the sender hears 500 and sends again
             logger.exception("webhook failed")
             return Internal().response(request_id)
+        outbox.poke()
         logger.info("webhook received", event_id=received.id, event_type=received.type, status=status)
         return {
             "statusCode": 200,

@@ -1,0 +1,76 @@
+"""Webhook events that failed or wait, tried again: each minute, and when what they wait for arrives.
+
+A webhook that makes its subject replays what waits for it by itself. This worker is for the rest:
+failed events whose rest is over, and subjects that no webhook made (a user's first session token).
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from backplane import db, inbox, outbox
+from backplane.senders import SENDERS
+
+ROUND = 100  # rows a look
+MARGIN = 15.0  # seconds kept back, more than an event takes
+
+logger = Logger()
+
+
+@logger.inject_lambda_context(clear_state=True)
+def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """From the queue answers SQS's batchItemFailures; else {ok, status: count} of what was tried."""
+    db.set_deadline(context.get_remaining_time_in_millis() / 1000)
+    answer = _arrivals(event["Records"]) if "Records" in event else _due(context)
+    outbox.poke()
+    return answer
+
+
+def _due(context: LambdaContext) -> dict[str, Any]:
+    """Tries every row that is due, as long as there is time."""
+    ends = time.monotonic() + context.get_remaining_time_in_millis() / 1000 - MARGIN
+    counts: dict[str, int] = {}
+    while time.monotonic() < ends and (rows := inbox.due(ROUND)):
+        for inbox_id in rows:
+            status = inbox.retry(inbox_id, SENDERS)
+            counts[status] = counts.get(status, 0) + 1
+            if time.monotonic() >= ends:
+                break
+    if counts:
+        logger.info("tried again", counts=counts)
+    return {"ok": "failed" not in counts, **counts}
+
+
+def _arrivals(records: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Replays what waits for the users and organisations that the messages tell of."""
+    failures = []
+    for record in records:
+        try:
+            for subject in _subjects(json.loads(record["body"])):
+                inbox.replay(subject, SENDERS)
+        except Exception:  # the edge of a message: it comes again, and ends in the dead-letter queue
+            logger.exception("an arrival failed", message_id=record["messageId"])
+            failures.append({"itemIdentifier": record["messageId"]})
+    return {"batchItemFailures": failures}
+
+
+def _subjects(message: Mapping[str, Any]) -> list[str]:
+    """The names under which events wait for what a domain event made.
+
+    Raises KeyError where the message is not one of our bus's.
+    """
+    data = message["detail"]["data"]
+    match message["detail-type"]:
+        case "user.created":
+            query, key, kind = "SELECT clerk_id FROM identity.users WHERE id = %s", "user_id", "clerk.user"
+        case "organization.created":
+            query = "SELECT clerk_id FROM tenancy.organizations WHERE id = %s"
+            key, kind = "organization_id", "clerk.organization"
+        case other:
+            raise KeyError(f"{other} makes nothing that events wait for")
+    row = db.run(lambda tx: tx.execute(query, [data[key]]).fetchone())
+    return [] if row is None or row["clerk_id"] is None else [f"{kind}:{row['clerk_id']}"]
