@@ -21,49 +21,57 @@ help: ## List these commands
 
 # ---- the environment ----
 
-# The stamp names the interpreter and the locks it was built from: change one, it is rebuilt.
-$(VENV)/.stamp: requirements/bootstrap.txt requirements/dev.txt
+# The stamp's name holds what the environment is made of, interpreter and locks: change one, and it is
+# built anew. One make builds, others wait.
+VENV_KEY := $(shell { $(PYTHON) -VV; cat requirements/bootstrap.txt requirements/dev.txt; } 2>&1 | sha256sum | cut -c 1-16)
+STAMP := $(VENV)/.stamp-$(VENV_KEY)
+$(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(f"Backplane needs CPython 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Name one: make PYTHON=python3.13 …" if sys.version_info < (3, 11) else 0)'
-	@echo "Building $(VENV) (once; about half a minute) …" >&2
-	@rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
-	@VIRTUAL_ENV=$(VENV) $(VENV)/bin/uv pip install --quiet --compile-bytecode --require-hashes -r requirements/dev.txt
-	@touch $@
+	@flock .venv.lock $(MAKE) --no-print-directory build-venv
+
+.PHONY: build-venv
+build-venv:
+	@test ! -e $(STAMP) || exit 0; \
+	echo "Building $(VENV) (once; about half a minute) …" >&2; \
+	rm -rf $(VENV); \
+	$(PYTHON) -m venv $(VENV); \
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt; \
+	VIRTUAL_ENV=$(VENV) $(VENV)/bin/uv pip install --quiet --compile-bytecode --require-hashes -r requirements/dev.txt; \
+	touch $(STAMP)
 
 # ---- the local cloud ----
 
-dev: $(VENV)/.stamp ## Run all of it here (PORT=3000; 0 picks a free one); Ctrl-C stops it
+dev: $(STAMP) ## Run all of it here (PORT=3000; 0 picks a free one); Ctrl-C stops it
 	@exec $(PY) -m local.stack --port $(PORT)
 
-send: $(VENV)/.stamp ## Send a signed sample event: make send E=events/stripe_webhook.json [ID=abc]
+send: $(STAMP) ## Send a signed sample event: make send E=events/stripe_webhook.json [ID=abc]
 	@$(PY) -m local.send "$(E)" --id "$(ID)"
 
 # The shell has a USER too, and its person is not Clerk's: only one given here counts.
-token: $(VENV)/.stamp ## Print a session token: make -s token USER=user_abc [ORG=org_abc] [ROLE=admin] [PLATFORM=admin]
+token: $(STAMP) ## Print a session token: make -s token USER=user_abc [ORG=org_abc] [ROLE=admin] [PLATFORM=admin]
 	@$(PY) -m local.token "$(if $(filter command line,$(origin USER)),$(USER))" --org "$(ORG)" --role "$(ROLE)" --platform "$(PLATFORM)"
 
-invoke: $(VENV)/.stamp ## Invoke a function by name: make invoke F=health [E=event.json]
+invoke: $(STAMP) ## Invoke a function by name: make invoke F=health [E=event.json]
 	@$(PY) -m local.invoke "$(F)" "$(E)"
 
-migrate: $(VENV)/.stamp ## Apply pending migrations (to the running stack, or DATABASE_URL)
+migrate: $(STAMP) ## Apply pending migrations (to the running stack, or DATABASE_URL)
 	@$(PY) -m local.database migrate
 
-psql: $(VENV)/.stamp ## Open psql on the running stack, seeing every row
+psql: $(STAMP) ## Open psql on the running stack, seeing every row
 	@exec $(PY) -m local.database psql
 
-logs: $(VENV)/.stamp ## Follow the functions' logs: make logs [F=credits]
+logs: $(STAMP) ## Follow the functions' logs: make logs [F=credits]
 	@exec $(PY) -m local.logs "$(F)"
 
-clean-local: $(VENV)/.stamp ## Forget the local cloud's data
+clean-local: $(STAMP) ## Forget the local cloud's data
 	@$(PY) -m local.stack --forget
 
 # ---- proof ----
 
-test: $(VENV)/.stamp ## Run every test
+test: $(STAMP) ## Run every test
 	@$(PY) -m pytest -n auto --dist loadgroup tests
 
-lint: $(VENV)/.stamp ## Check style, types, the template and the migrations
+lint: $(STAMP) ## Check style, types, the template and the migrations
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy layers/backplane functions/*/*.py local tests
@@ -71,11 +79,11 @@ lint: $(VENV)/.stamp ## Check style, types, the template and the migrations
 	@for file in functions/migrate/migrations/*.sql; do \
 	    sed '/^-- migrate:down/,$$d' $$file | $(VENV)/bin/squawk --stdin-filepath $$file --reporter gcc; done
 
-format: $(VENV)/.stamp ## Put the code in order
+format: $(STAMP) ## Put the code in order
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
 LOCK := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-strip-extras --generate-hashes --no-header --no-emit-index-url --no-annotate
-lock: $(VENV)/.stamp ## Lock the requirements anew: make lock [UPGRADE=--upgrade]
+lock: $(STAMP) ## Lock the requirements anew: make lock [UPGRADE=--upgrade]
 	@$(LOCK) $(UPGRADE) requirements/bootstrap.in -o requirements/bootstrap.txt
 	@$(LOCK) $(UPGRADE) requirements/dev.in -o requirements/dev.txt
 	@$(LOCK) $(UPGRADE) layers/backplane/requirements.in -c requirements/dev.txt -o layers/backplane/requirements.txt
