@@ -15,14 +15,12 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
-from samcli.lib.providers.api_provider import ApiProvider
-from samcli.lib.providers.provider import Api
-from samcli.lib.providers.sam_stack_provider import SamLocalStackProvider
 from samcli.yamlhelper import yaml_parse
 from samtranslator.parser.parser import Parser
 from samtranslator.public.exceptions import InvalidDocumentException
 from samtranslator.translator.translator import Translator
 
+from local import http_api
 from local.aws import REGION, STACK_NAME, Client
 from local.credentials import Credentials
 from local.function import Function
@@ -47,8 +45,7 @@ Template = dict[str, Any]
 @dataclass(frozen=True)
 class Application:
     functions: list[Function]
-    api: Api  # SAM CLI's: routes and CORS
-    expose_headers: tuple[str, ...]
+    api: http_api.HttpApi
 
 
 def translate(path: Path, parameters: Mapping[str, str]) -> Template:
@@ -83,18 +80,16 @@ def create(
         raise Refusal(f"{path.name} refers to {', '.join(nowhere)}, which it does not have.")
     # With the defaults spelt out: moto makes a list of what it is given only.
     values = _defaults(template) | _declared(template, parameters)
-    expose_headers = _exposed(template)
+    api = http_api.read(template)
     values |= _adopt(template, client, credentials)
     physical = _create_stack(path, template, values, client)
-    stacks, _ = SamLocalStackProvider.get_stacks(str(path), parameter_overrides=values)
     return Application(
         functions=[
             _function(path.parent, template, logical_id, physical, client)
             for logical_id, resource in template["Resources"].items()
             if resource["Type"] == "AWS::Lambda::Function"
         ],
-        api=ApiProvider(stacks, cwd=str(path.parent)).api,
-        expose_headers=expose_headers,
+        api=api,
     )
 
 
@@ -129,14 +124,6 @@ def _references(node: Any) -> Iterator[str]:
             yield from _references(given)
         else:
             yield from _references(value)
-
-
-def _exposed(template: Template) -> tuple[str, ...]:
-    for resource in template["Resources"].values():
-        if resource["Type"] == "AWS::ApiGatewayV2::Api":
-            cors = resource["Properties"].get("Body", {}).get("x-amazon-apigateway-cors", {})
-            return tuple(cors.get("exposeHeaders", ()))
-    return ()
 
 
 def _adopt(template: Template, client: Client, credentials: Credentials) -> dict[str, str]:

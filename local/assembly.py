@@ -154,8 +154,8 @@ def _open_gateway(app: "Application", runtime: "Runtime", ground: Ground, cleanu
     from local.gateway import Gateway
     from local.server import Server
 
-    gateway = Gateway(app.api, runtime, ground.api_port, app.expose_headers)
-    url = _serve(Server(ground.listener, gateway.app), cleanup)
+    gateway = Gateway(app.api, runtime)
+    url = _serve(Server(ground.listener, gateway), cleanup)
     try:
         urllib.request.urlopen(f"{url}/health", timeout=HEALTH_TIMEOUT).close()  # noqa: S310  our own address
     except urllib.error.HTTPError as error:

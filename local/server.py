@@ -3,12 +3,17 @@
 API Gateway and Lambda hand over whole requests and whole answers, so we read a body before the
 application sees it and send an answer in one piece. That also makes keep-alive safe, which
 Werkzeug's own handler gives up.
+
+WSGI folds `_` and `-` in header names, joins repeated headers and decodes the path. So the environment
+has three members more: what was sent, and whether the body was too large to be read.
 """
 
 import io
+import json
 import socket
 import sys
 import threading
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from typing import IO, TYPE_CHECKING, cast
@@ -21,8 +26,14 @@ from local.ports import BACKLOG
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+HEADERS = "backplane.headers"  # [(name, value)], as sent
+TARGET = "backplane.target"  # of the request line, as sent
+TOO_LARGE = "backplane.too_large"  # the body is over MAX_BODY, and the application says so in its words
+
 MAX_BODY = 10 * 1024 * 1024  # bytes; API Gateway's limit
+MAX_IGNORED = 100 * 1024 * 1024  # bytes of a body too large that are read and dropped
 IDLE_TIMEOUT = 60.0  # seconds a kept connection may be silent
+LINGER = 2.0  # seconds a client that is refused may be silent
 
 
 class _TooLargeError(Exception):
@@ -36,20 +47,22 @@ class _Handler(WSGIRequestHandler):
     timeout = IDLE_TIMEOUT
 
     def run_wsgi(self) -> None:
-        environ = self.make_environ()
+        environ = self.make_environ() | {HEADERS: self.headers.items(), TARGET: self.path, TOO_LARGE: False}
+        body = b""
         try:
             body = self._body()
         except _TooLargeError:
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b'{"message":"Request Entity Too Large"}')
-            return
+            environ[TOO_LARGE] = self.close_connection = True
         except (ValueError, OSError):  # a length that is no number, chunks that are none, a client that left
-            self._refuse(HTTPStatus.BAD_REQUEST, b'{"message":"Bad Request"}')
+            self.send_error(HTTPStatus.BAD_REQUEST)
             return
         environ["wsgi.input"] = io.BytesIO(body)
         environ["wsgi.input_terminated"] = True
         environ["CONTENT_LENGTH"] = str(len(body))
         chunks, status, headers = run_wsgi_app(self.server.app, environ, buffered=True)
         self._answer(status, headers.to_wsgi_list(), b"".join(chunks))
+        if environ[TOO_LARGE]:
+            self._ignore_rest()
 
     def _body(self) -> bytes:
         if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
@@ -77,10 +90,21 @@ class _Handler(WSGIRequestHandler):
     def handle_expect_100(self) -> bool:
         return True  # after the length was looked at, by _continue
 
-    def _refuse(self, status: HTTPStatus, body: bytes) -> None:
-        self.close_connection = True  # what is left of the body is not read
-        line = f"{status.value} {status.phrase}"
-        self._answer(line, [("Content-Type", "application/json"), ("Connection", "close")], body)
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002  the base class's
+        """What is wrong with the request as HTTP, said as the gateway says it."""
+        self.close_connection = True
+        status = HTTPStatus(code)
+        body = json.dumps({"message": status.phrase}, separators=(",", ":")).encode()
+        self._answer(f"{code} {status.phrase}", [("Content-Type", "application/json")], body)
+
+    def _ignore_rest(self) -> None:
+        """Read what the client still sends: closing at once would make its system drop our answer."""
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(LINGER)
+            ignored = 0
+            while ignored < MAX_IGNORED and (chunk := self.connection.recv(1 << 16)):
+                ignored += len(chunk)
 
     def _answer(self, status: str, headers: list[tuple[str, str]], body: bytes) -> None:
         code, _, phrase = status.partition(" ")

@@ -219,9 +219,8 @@ def start_toys(folder: Path) -> Iterator[Toys]:
             app = application.create(TOYS, {"Stage": "local"}, client, Credentials(folder / "secrets.json"))
         runtime = Runtime(app.functions, children, folder)
         cleanup.callback(runtime.close)
-        listener = ports.listen(0)
-        gateway = Gateway(app.api, runtime, listener.getsockname()[1], app.expose_headers)
-        api, invoke = Server(listener, gateway.app), Server(ports.listen(0), InvokeApi(runtime))
+        api = Server(ports.listen(0), Gateway(app.api, runtime))
+        invoke = Server(ports.listen(0), InvokeApi(runtime))
         for server in (api, invoke):
             server.start()
             cleanup.callback(server.stop)

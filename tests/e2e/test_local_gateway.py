@@ -1,4 +1,4 @@
-"""The gateway is SAM CLI's, which is no public API: this holds it to API Gateway's behaviour."""
+"""The gateway, held to what API Gateway does with an HTTP API."""
 
 import base64
 import http.client
@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from local.children import started_at
 from tests.e2e.local_cloud import Answer, Toys, request
 
 JSON = {"content-type": "application/json"}
@@ -112,11 +113,21 @@ def test_an_exception_is_a_500_without_detail(toys: Toys) -> None:
     assert (answer.status, answer.json()) == (500, {"message": "Internal Server Error"})
 
 
-@pytest.mark.parametrize("order", [{"do": "exit"}, {"do": "sleep", "seconds": 30}])
-def test_a_runtime_that_ends_or_takes_too_long_is_a_500(toys: Toys, order: dict[str, Any]) -> None:
-    answer = toys.order(**order)
+def test_a_runtime_that_ends_is_a_500(toys: Toys) -> None:
+    answer = toys.order(do="exit")
 
     assert (answer.status, answer.json()) == (500, {"message": "Internal Server Error"})
+    assert toys.order().status == 200, "the next request has a runtime again"
+
+
+def test_a_function_past_its_timeout_is_ended_and_is_a_503(toys: Toys) -> None:
+    pid = toys.order().json()["pid"]
+    began = started_at(pid)
+    answer = toys.order(do="sleep", seconds=30)
+
+    assert (answer.status, answer.json()) == (503, {"message": "Service Unavailable"})
+    assert began
+    assert started_at(pid) is None
     assert toys.order().status == 200, "the next request has a runtime again"
 
 
