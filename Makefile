@@ -14,7 +14,7 @@ export MYPYPATH := layers/backplane:$(subst $(empty) $(empty),:,$(wildcard funct
 export SAM_CLI_TELEMETRY := 0
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help dev test lint format send token invoke migrate psql logs clean-local lock
+.PHONY: help dev demo test lint format send token invoke migrate psql logs clean-local lock
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ build-venv:
 
 dev: $(STAMP) ## Run all of it here (PORT=3000; 0 picks a free one); Ctrl-C stops it
 	@exec $(PY) -m local.stack --port $(PORT)
+
+demo: $(STAMP) ## See the product work in a minute, on a scratch stack, checked row by row
+	@exec $(PY) -m local.demo
 
 send: $(STAMP) ## Send a signed sample event: make send E=events/stripe_webhook.json [ID=abc]
 	@$(PY) -m local.send "$(E)" --id "$(ID)"

@@ -41,7 +41,11 @@ def find() -> Stack:
     """The running stack. Raises Refusal where there is none."""
     if not is_running():
         raise Refusal("no local cloud is running here. Start one with `make dev`.")
-    file = data().stack
+    return read(data().stack)
+
+
+def read(file: Path) -> Stack:
+    """What a stack.json says. Raises Refusal where it is another version's."""
     try:
         return Stack(**json.loads(file.read_text()))
     except (OSError, ValueError, TypeError):

@@ -1,0 +1,334 @@
+"""The demo's story: one user's first day, row by row, each checked in the database."""
+
+import http.client
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import psycopg
+from psycopg.rows import dict_row
+
+from local.aws import REGION
+from local.issuer import ORIGINS, SigningKey, session_claims
+from local.running import Stack
+from local.send import stripe_signature, svix_signature
+
+MONTH = 30 * 86_400
+PATIENCE = 30.0  # seconds for what happens behind the scenes
+
+
+class Mismatch(Exception):  # noqa: N818  a finding, not a defect of the demo
+    """What was seen is not what should be."""
+
+
+@dataclass
+class Answer:
+    status: int
+    body: Any
+
+
+@dataclass
+class Story:
+    """A stack and the people in it."""
+
+    stack: Stack
+    user: str = field(default_factory=lambda: f"user_demo{uuid.uuid4().hex[:12]}")
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def customer(self) -> str:
+        return f"cus_{self.user}"
+
+    def token(self, user: str) -> str:
+        claims = session_claims(user, issuer=self.stack.issuer, origin=ORIGINS[0], now=int(time.time()))
+        return SigningKey(Path(self.stack.signing_key_path)).sign(claims)
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        connection = http.client.HTTPConnection(urlsplit(self.stack.api_url).netloc, timeout=60)
+        try:
+            connection.request(method, path, body, {"content-type": "application/json", **(headers or {})})
+            response = connection.getresponse()
+            return Answer(response.status, json.loads(response.read()))
+        finally:
+            connection.close()
+
+    def get(self, path: str, user: str | None = None) -> Answer:
+        return self.request("GET", path, headers={"authorization": f"Bearer {self.token(user or self.user)}"})
+
+    def debit(self, key: str, quantity: int = 1) -> Answer:
+        body = json.dumps({"operation": "ai_image_generation", "quantity": quantity}).encode()
+        headers = {"authorization": f"Bearer {self.token(self.user)}", "idempotency-key": key}
+        return self.request("POST", "/v1/credits/debits", body, headers)
+
+    def clerk(self, kind: str, data: Mapping[str, Any]) -> Answer:
+        now = int(time.time())
+        body = json.dumps({"type": kind, "object": "event", "timestamp": now * 1000, "data": data}).encode()
+        message = f"msg_{uuid.uuid4().hex}"
+        signature = svix_signature(self.stack.clerk_webhook_secret, message, body, now)
+        headers = {"svix-id": message, "svix-timestamp": str(now), "svix-signature": signature}
+        return self.request("POST", "/webhooks/clerk", body, headers)
+
+    def stripe(self, event: Mapping[str, Any], secret: str | None = None) -> Answer:
+        body = json.dumps(event).encode()
+        signature = stripe_signature(secret or self.stack.stripe_webhook_secret, body, int(time.time()))
+        return self.request("POST", "/webhooks/stripe", body, {"stripe-signature": signature})
+
+    def event(self, kind: str, told: Mapping[str, Any], *, at: int = 0) -> dict[str, Any]:
+        """A Stripe event; `at` in seconds after the story began."""
+        return {
+            "id": f"evt_{uuid.uuid4().hex}",
+            "object": "event",
+            "type": kind,
+            "created": self.started + at,
+            "livemode": False,
+            "data": {"object": dict(told)},
+        }
+
+    def subscription(self, **fields: Any) -> dict[str, Any]:
+        period = {"current_period_start": self.started, "current_period_end": self.started + MONTH}
+        item = {"id": "si_demo", "price": {"id": "price_pro_monthly"}, **period}
+        return {
+            "id": f"sub_{self.user}",
+            "customer": self.customer,
+            "status": "active",
+            "items": {"data": [item]},
+            "cancel_at_period_end": False,
+            "metadata": {},
+        } | fields
+
+    def invoice(self) -> dict[str, Any]:
+        period = {"start": self.started, "end": self.started + MONTH}
+        line = {
+            "amount": 4900,
+            "period": period,
+            "pricing": {"price_details": {"price": "price_pro_monthly"}},
+        }
+        return {
+            "id": f"in_{self.user}",
+            "customer": self.customer,
+            "billing_reason": "subscription_create",
+            "lines": {"data": [line]},
+            "parent": {"subscription_details": {"subscription": f"sub_{self.user}"}},
+        }
+
+    def pack(self, user: str, session: str) -> dict[str, Any]:
+        return {
+            "id": session,
+            "mode": "payment",
+            "payment_status": "paid",
+            "customer": f"cus_{user}",
+            "client_reference_id": user,
+            "metadata": {"pack_id": "pack_500"},
+        }
+
+    def rows(self, query: str, *params: Any) -> list[dict[str, Any]]:
+        with psycopg.connect(self.stack.admin_database_url, row_factory=dict_row) as connection:
+            return connection.execute(query, params).fetchall()
+
+    def balance(self, user: str | None = None) -> int:
+        (row,) = self.rows(
+            """
+            SELECT a.available
+            FROM credits.accounts AS a
+            JOIN tenancy.organizations AS o ON o.id = a.organization_id
+            JOIN identity.users AS u ON u.id = o.personal_user_id
+            WHERE u.clerk_id = %s
+            """,
+            user or self.user,
+        )
+        available: int = row["available"]
+        return available
+
+    def inbox(self, event: Mapping[str, Any]) -> str | None:
+        """The status of an event's row, or None where it left none."""
+        found = self.rows("SELECT status FROM platform.webhook_inbox WHERE event_id = %s", event["id"])
+        return found[0]["status"] if found else None
+
+
+def expect(what: str, seen: object, wanted: object) -> None:
+    if seen != wanted:
+        raise Mismatch(f"{what} is {seen!r} and should be {wanted!r}")
+
+
+# ---- the rows ----
+
+
+def sign_up(story: Story) -> str:
+    user = {"id": story.user, "first_name": "Ada", "updated_at": story.started * 1000}
+    address = {"id": "idn", "email_address": f"{story.user}@example.com"}
+    told = user | {"email_addresses": [address], "primary_email_address_id": "idn"}
+    expect("the answer", story.clerk("user.created", told).body["status"], "processed")
+    expect("the balance", story.balance(), 100)
+    return "a user, his organisation, 100 credits"
+
+
+def buy_pro(story: Story) -> str:
+    session = {"mode": "subscription", "payment_status": "paid", "subscription": f"sub_{story.user}"}
+    session |= {"id": f"cs_{story.user}", "customer": story.customer, "client_reference_id": story.user}
+    checkout = story.event("checkout.session.completed", session)
+    expect("the checkout", story.stripe(checkout).body["status"], "processed")
+    created = story.event("customer.subscription.created", story.subscription(), at=1)
+    expect("the subscription", story.stripe(created).body["status"], "processed")
+    expect("the tier", story.get("/v1/me").body["plan"]["tier"], "pro")
+    return "the plan is pro"
+
+
+def pay_ten_times(story: Story) -> str:
+    event = story.event("invoice.paid", story.invoice(), at=2)
+    with ThreadPoolExecutor(10) as pool:
+        answers = Counter(
+            answer.body["status"] for answer in pool.map(lambda _: story.stripe(event), range(10))
+        )
+    expect("the answers", dict(answers), {"processed": 1, "duplicate": 9})
+    grants = story.rows("SELECT amount FROM credits.grants WHERE source_key = %s", f"invoice:in_{story.user}")
+    expect("the grants", grants, [{"amount": 1000}])
+    expect("the balance", story.balance(), 1100)
+    return "1 processed, 9 duplicate: one grant of 1000"
+
+
+def spend_at_once(story: Story) -> str:
+    with ThreadPoolExecutor(20) as pool:
+        answers = Counter(
+            answer.status for answer in pool.map(lambda n: story.debit(f"debit-{n}"), range(20))
+        )
+    expect("the answers", dict(answers), {201: 20})
+    expect("the balance", story.balance(), 1000)
+    return "1100 - 20 x 5 = 1000"
+
+
+def repeat_a_debit(story: Story) -> str:
+    first, again = story.debit("the same key", 3), story.debit("the same key", 3)
+    expect("the repetition", again.body, first.body)
+    other = story.debit("the same key", 4)
+    expect("another request under the key", (other.status, other.body["code"]), (409, "idempotency_conflict"))
+    expect("the balance", story.balance(), 985)
+    return "debited once; the key with another request is a conflict"
+
+
+def spend_too_much(story: Story) -> str:
+    answer = story.debit("too much", 1000)
+    expect("the answer", (answer.status, answer.body["code"]), (402, "insufficient_credits"))
+    expect("the balance", story.balance(), 985)
+    return "402, nothing taken"
+
+
+def come_late(story: Story) -> str:
+    newer = story.event("customer.subscription.updated", story.subscription(cancel_at_period_end=True), at=20)
+    older = story.event("customer.subscription.updated", story.subscription(status="past_due"), at=10)
+    expect("the newer", story.stripe(newer).body["status"], "processed")
+    expect("the older", story.stripe(older).body["status"], "stale")
+    plan = story.get("/v1/me").body["plan"]
+    expect("the status", (plan["status"], plan["cancels_at_period_end"]), ("active", True))
+    return "stale: the newer state stands"
+
+
+def forge(story: Story) -> str:
+    event = story.event("checkout.session.completed", story.pack(story.user, "cs_forged"))
+    answer = story.stripe(event, secret="whsec_guessed")  # noqa: S106  that is the point
+    expect("the answer", (answer.status, answer.body["code"]), (400, "invalid_signature"))
+    expect("its row", story.inbox(event), None)
+    return "400, no row"
+
+
+def come_early(story: Story) -> str:
+    other = f"{story.user}b"
+    event = story.event("checkout.session.completed", story.pack(other, f"cs_{other}"))
+    expect("the answer", story.stripe(event).body["status"], "parked")
+    story.clerk("user.created", {"id": other, "updated_at": story.started * 1000})
+    expect("its row", story.inbox(event), "processed")
+    expect("the balance", story.balance(other), 600)
+    return "parked, then processed with the user's arrival"
+
+
+def come_before_a_token(story: Story) -> str:
+    other = f"{story.user}c"
+    event = story.event("checkout.session.completed", story.pack(other, f"cs_{other}"))
+    expect("the answer", story.stripe(event).body["status"], "parked")
+    expect("his first request", story.get("/v1/me", other).status, 200)
+    deadline = time.monotonic() + PATIENCE
+    while story.inbox(event) != "processed" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    expect("its row", story.inbox(event), "processed")
+    expect("the balance", story.balance(other), 600)
+    return "outbox, bus, queue, worker: processed"
+
+
+def look_next_door(story: Story) -> str:
+    theirs = story.get("/v1/me").body["organization"]["id"]
+    stranger = {"authorization": f"Bearer {story.token(story.user + 'd')}", "x-organization-id": theirs}
+    answer = story.request("GET", "/v1/credits", headers=stranger)
+    expect("the answer", (answer.status, answer.body["code"]), (403, "forbidden"))
+    with psycopg.connect(story.stack.database_url) as connection:
+        seen = connection.execute("SELECT count(*) FROM credits.entries").fetchone()
+    expect("entries that the application's role sees without an organisation", seen, (0,))
+    return "403, and the database agrees"
+
+
+def add_up(story: Story) -> str:
+    wrong = story.rows(
+        """
+        SELECT a.organization_id
+        FROM credits.accounts AS a
+        LEFT JOIN LATERAL (
+            SELECT coalesce(sum(amount), 0) AS total, count(*) AS entries
+            FROM credits.entries AS e
+            WHERE e.organization_id = a.organization_id
+        ) AS e ON true
+        LEFT JOIN LATERAL (
+            SELECT coalesce(sum(remaining), 0) AS remaining
+            FROM credits.grants AS g
+            WHERE g.organization_id = a.organization_id AND g.live
+        ) AS g ON true
+        WHERE e.total <> a.available + a.held - a.debt OR e.entries <> a.version OR g.remaining <> a.available
+        """
+    )
+    expect("the accounts that do not add up", wrong, [])
+    return "every balance is the sum of its entries and of its grants"
+
+
+def be_well(story: Story) -> str:
+    answer = story.request("GET", "/health")
+    expect("health", (answer.status, answer.body["status"]), (200, "healthy"))
+    client = boto3.client(
+        "lambda",
+        endpoint_url=story.stack.lambda_url,
+        region_name=REGION,
+        aws_access_key_id="demo",
+        aws_secret_access_key="demo",  # noqa: S106  nobody checks it here
+    )
+    invoked = client.invoke(FunctionName=story.stack.functions["health"], Payload=b"{}")
+    expect("health, invoked", json.load(invoked["Payload"])["status"], "healthy")
+    return "healthy, over HTTP and invoked"
+
+
+@dataclass(frozen=True)
+class Row:
+    title: str
+    act: Callable[[Story], str]  # answers what was seen; raises Mismatch
+
+
+STORY = (
+    Row("a user signs up", sign_up),
+    Row("he buys pro", buy_pro),
+    Row("the paid invoice comes ten times at once", pay_ten_times),
+    Row("twenty debits at once", spend_at_once),
+    Row("a debit is repeated", repeat_a_debit),
+    Row("more is asked than there is", spend_too_much),
+    Row("an older event comes late", come_late),
+    Row("a forged event", forge),
+    Row("an event before its user", come_early),
+    Row("an event before a user whom a token makes", come_before_a_token),
+    Row("another organisation is asked for", look_next_door),
+    Row("the books are read", add_up),
+    Row("is all well?", be_well),
+)
