@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import platform
+import select
 import socket
 import subprocess
 import sys
@@ -38,6 +39,8 @@ class Status(StrEnum):
     ERROR = "error"  # the handler raised
     TIMEOUT = "timeout"
     CRASH = "crash"  # the process ended, or never came up
+    INIT = "init"  # the module could not be loaded: the handler never ran
+    LATE = "late"  # nobody waits any more, and the handler still runs
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,22 @@ def emulator() -> Path:
 class Environment:
     """Raises OSError where it can't be started."""
 
-    def __init__(self, function: Function, children: Children, log: Path) -> None:
+    def __init__(
+        self,
+        function: Function,
+        children: Children,
+        log: Path,
+        *,
+        made_from: object = None,
+        writes_bytecode: bool = True,
+    ) -> None:
+        self.made_from = made_from  # the caller's
         self._function = function
         self._children = children
         self._log = log
+        self._writes_bytecode = writes_bytecode
+        self._request_id = ""
+        self._report: Future[Report] | None = None
         self._process, self._port = self._start()
         self._connection = http.client.HTTPConnection(
             ports.HOST, self._port, timeout=function.timeout + MARGIN
@@ -73,25 +88,48 @@ class Environment:
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        """Whether the emulator runs, and the function's process if it ever did.
 
-    def invoke(self, payload: bytes, request_id: str) -> Outcome:
-        """Hand over one event and wait for its end. After anything but OK and ERROR, end() it."""
-        report = self._stream.expect()
-        return replace(self._invoke(payload, request_id), report=report)
+        The emulator finds out about a process that was killed only when it has a request for it.
+        """
+        return self._process.poll() is None and self._stream.runtime_lives
 
-    def _invoke(self, payload: bytes, request_id: str) -> Outcome:
+    def invoke(self, payload: bytes, request_id: str, until: float | None = None) -> Outcome:
+        """Hand over one event and wait for its end; LATE, past `until` by the monotonic clock: see wait().
+
+        After anything but OK, ERROR and LATE, end() it.
+        """
+        self._request_id, self._report = request_id, self._stream.expect()
         headers = {"X-Amzn-RequestId": request_id, "Content-Type": "application/json"}
         try:
             self._connection.request("POST", PATH, payload, headers)
+            if until is not None and not self._has_answered(until - time.monotonic()):
+                return Outcome(Status.LATE, b"", self._report)
+        except OSError as error:
+            return self._gone(error)
+        return self.wait()
+
+    def wait(self) -> Outcome:
+        """The end of the invocation under way."""
+        try:
             answer = self._connection.getresponse()
             body = answer.read()
         except TimeoutError:
-            return _failure(Status.TIMEOUT, f"{request_id} the runtime did not answer", "Sandbox.Timedout")
+            message = f"RequestId: {self._request_id} Error: the runtime did not answer"
+            return replace(_failure(Status.TIMEOUT, message, "Sandbox.Timedout"), report=self._report)
         except (OSError, http.client.HTTPException) as error:
-            message = f"RequestId: {request_id} Error: the runtime is gone ({type(error).__name__})"
-            return _failure(Status.CRASH, message, "Runtime.ExitError")
-        return _classify(answer.status, body, request_id)
+            return self._gone(error)
+        return replace(_classify(answer.status, body, self._request_id), report=self._report)
+
+    def _has_answered(self, seconds: float) -> bool:
+        """The emulator answers in one piece, when all is done."""
+        waiting = select.poll()
+        waiting.register(self._connection.sock, select.POLLIN)
+        return bool(waiting.poll(max(seconds, 0) * 1000))
+
+    def _gone(self, error: Exception) -> Outcome:
+        message = f"RequestId: {self._request_id} Error: the runtime is gone ({type(error).__name__})"
+        return replace(_failure(Status.CRASH, message, "Runtime.ExitError"), report=self._report)
 
     def end(self) -> None:
         self._connection.close()
@@ -118,7 +156,7 @@ class Environment:
                     *("--runtime-api-address", f"{ports.HOST}:{runtime_port}"),
                     *dies_with(0, runtime),
                 ],
-                env=_variables(function),
+                env=_variables(function, self._writes_bytecode),
                 cwd=function.code,
                 stdout=writer,
             )
@@ -131,10 +169,10 @@ class Environment:
         return process
 
 
-def _variables(function: Function) -> dict[str, str]:
+def _variables(function: Function, writes_bytecode: bool) -> dict[str, str]:
     """Lambda's own variables and the template's; of ours nothing but where programs are."""
     code = str(function.code)
-    return {
+    return ({} if writes_bytecode else {"PYTHONDONTWRITEBYTECODE": "1"}) | {
         "PATH": os.environ.get("PATH", os.defpath),
         "LANG": "C.UTF-8",
         "TZ": ":UTC",
@@ -170,11 +208,13 @@ def _classify(status: int, body: bytes, request_id: str) -> Outcome:
         answer = json.loads(body)
     except ValueError:
         # An answer of the function is JSON; this is the emulator's own line about its time.
-        text = f"{request_id} {body.decode(errors='replace')}"
+        text = f"RequestId: {request_id} Error: {body.decode(errors='replace').strip() or 'Runtime exited'}"
         if body.startswith(b"Task timed out"):
             return _failure(Status.TIMEOUT, text, "Sandbox.Timedout")
         return _failure(Status.CRASH, text, "Runtime.Unknown")
     failed = isinstance(answer, dict) and {"errorMessage", "errorType"} <= answer.keys()
+    if failed and answer.get("requestId") == "":  # awslambdaric's, of an initialization
+        return Outcome(Status.INIT, body)
     if status != http.HTTPStatus.OK:
         return (
             Outcome(Status.CRASH, body) if failed else _failure(Status.CRASH, str(answer), "Runtime.Unknown")

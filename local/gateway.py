@@ -4,6 +4,7 @@ docs/decisions/local-gateway.md says why this is not SAM CLI's.
 """
 
 import json
+import time
 import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -66,12 +67,13 @@ class Gateway:
 
     def _invoke(self, match: Match, event: bytes) -> HttpAnswer:
         try:
-            outcome = self._runtime.invoke(match.route.function, event)
+            until = time.monotonic() + match.route.timeout
+            outcome = self._runtime.invoke(match.route.function, event, until=until)
         except Throttled:
             return _UNAVAILABLE
         except OSError:  # no environment could be started; the terminal says why
             return _FAILED
-        if outcome.status is Status.TIMEOUT:
+        if outcome.status in {Status.TIMEOUT, Status.LATE}:
             return _UNAVAILABLE
         if outcome.status is not Status.OK:
             return _FAILED

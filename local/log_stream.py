@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from local.children import started_at
 from local.terminal import redact
 
 KEPT = 500  # lines an invocation, the last ones
@@ -43,6 +44,7 @@ class LogStream:
         self._path = path
         self._lines: deque[str] = deque(maxlen=KEPT)
         self._pid = 0
+        self._runtime: tuple[int, str | None] | None = None  # the function's process and when it began
         self._init: float | None = None
         self._expected: deque[Future[Report]] = deque()  # an answer may come before its report is read
         self._ended = False
@@ -58,6 +60,12 @@ class LogStream:
             else:
                 self._expected.append(expected)
         return expected
+
+    @property
+    def runtime_lives(self) -> bool:
+        """False: the function's process was there and is gone."""
+        runtime = self._runtime
+        return runtime is None or (runtime[1] is not None and started_at(runtime[0]) == runtime[1])
 
     def _read(self) -> None:
         with os.fdopen(self._reader, "rb") as lines, self._path.open("ab", buffering=0) as log:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from local.children import Children, StoppingError, end_leftovers, started_at
 from local.environment import Outcome, Status
-from local.runtime import Pool, Throttled, UnknownFunction
+from local.pool import Pool, Throttled
+from local.runtime import UnknownFunction
 from tests.e2e.local_cloud import TOYS, Toys, until
 
 LIMIT = 2
