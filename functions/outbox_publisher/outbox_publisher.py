@@ -94,7 +94,7 @@ def _number(tx: db.Tx) -> None:
             FROM platform.outbox
             WHERE sequence IS NULL AND published_at IS NULL AND organization_id IS NOT NULL
             WINDOW of_organization AS (PARTITION BY organization_id),
-                   by_age AS (PARTITION BY organization_id ORDER BY id)
+                   by_age AS (PARTITION BY organization_id ORDER BY created_at, id)
         ), counted AS (
             INSERT INTO platform.outbox_sequences AS s (organization_id, last)
             SELECT DISTINCT organization_id, total
@@ -122,7 +122,7 @@ def _publish(tx: db.Tx) -> tuple[int, int]:
         WHERE published_at IS NULL
           AND (sequence IS NOT NULL OR organization_id IS NULL)
           AND (next_attempt_at IS NULL OR next_attempt_at <= clock_timestamp())
-        ORDER BY id
+        ORDER BY created_at, id
         LIMIT %(round)s
         FOR UPDATE
         """,

@@ -15,10 +15,11 @@ GRANT USAGE ON SCHEMA platform, identity, tenancy, billing, credits
 ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 
 -- Time-ordered ids (UUIDv7) keep index inserts on the right-hand page. PostgreSQL 18 has them
--- built in; on 16 and 17 the 48-bit millisecond clock is laid over a random uuid.
+-- built in, ascending within a session; on 16 and 17 the 48-bit millisecond clock is laid over a
+-- random uuid, so that two of one millisecond may come in either order.
 DO $$
 BEGIN
-    IF to_regproc('pg_catalog.uuidv7') IS NOT NULL THEN
+    IF to_regprocedure('pg_catalog.uuidv7()') IS NOT NULL THEN
         CREATE FUNCTION platform.new_id() RETURNS uuid
             LANGUAGE sql VOLATILE PARALLEL SAFE
             AS 'SELECT pg_catalog.uuidv7()';

@@ -44,7 +44,7 @@ CREATE TABLE platform.outbox (
     error text,
     UNIQUE (organization_id, sequence)
 );
-CREATE INDEX outbox_unpublished ON platform.outbox (id) WHERE published_at IS NULL;
+CREATE INDEX outbox_unpublished ON platform.outbox (created_at, id) WHERE published_at IS NULL;
 
 CREATE TABLE platform.outbox_sequences (
     organization_id uuid PRIMARY KEY REFERENCES tenancy.organizations (id),
