@@ -19,11 +19,13 @@ from samcli.yamlhelper import yaml_parse
 from samtranslator.parser.parser import Parser
 from samtranslator.public.exceptions import InvalidDocumentException
 from samtranslator.translator.translator import Translator
+from yaml import YAMLError
 
-from local import http_api
+from local import deliveries, http_api, intrinsics
 from local.aws import REGION, STACK_NAME, Client
 from local.credentials import Credentials
 from local.function import Function
+from local.intrinsics import Resource
 from local.refusal import Refusal
 
 BUCKET = "code-in-this-checkout"
@@ -32,7 +34,8 @@ BUCKET = "code-in-this-checkout"
 # what else refers to one finds a parameter of its name instead.
 GATEWAY = ("AWS::ApiGatewayV2::Api", "AWS::ApiGatewayV2::Stage")
 SECRET = "AWS::SecretsManager::Secret"
-UNSUPPORTED = ("AWS::Scheduler::",)
+# Nor these, which are ours to play; moto would look for Docker to run a mapping's function.
+UNSUPPORTED = ("AWS::Scheduler::", "AWS::Lambda::EventSourceMapping")
 
 _IN_TEXT = re.compile(r"\$\{(?!!|AWS::)([^.}]+)")  # `${Name}` and `${Name.Attribute}`, not `${!literal}`
 
@@ -46,15 +49,21 @@ Template = dict[str, Any]
 class Application:
     functions: list[Function]
     api: http_api.HttpApi
+    triggers: list[Resource]  # of queues, the bus and the clock
 
 
 def translate(path: Path, parameters: Mapping[str, str]) -> Template:
     """The CloudFormation template. Raises Refusal."""
     import boto3  # late, as in local.aws
 
-    template: Template = yaml_parse(path.read_text())
-    for resource in template["Resources"].values():
-        properties = resource.get("Properties", {})
+    try:
+        template: Template = yaml_parse(path.read_text())
+    except YAMLError as error:
+        raise Refusal(f"{path.name} is not valid YAML: {error}") from None
+    for properties in (
+        *template.get("Globals", {}).values(),
+        *(resource.get("Properties", {}) for resource in template["Resources"].values()),
+    ):
         for name in {"CodeUri", "ContentUri"} & properties.keys():
             properties[name] = f"s3://{BUCKET}/{properties[name]}"
     translator = Translator(
@@ -81,6 +90,8 @@ def create(
     # With the defaults spelt out: moto makes a list of what it is given only.
     values = _defaults(template) | _declared(template, parameters)
     api = http_api.read(template)
+    _name_buckets(template)
+    asked = intrinsics.ask(template, deliveries.KINDS)
     values |= _adopt(template, client, credentials)
     physical = _create_stack(path, template, values, client)
     return Application(
@@ -90,6 +101,7 @@ def create(
             if resource["Type"] == "AWS::Lambda::Function"
         ],
         api=api,
+        triggers=intrinsics.answers(asked, client),
     )
 
 
@@ -124,6 +136,14 @@ def _references(node: Any) -> Iterator[str]:
             yield from _references(given)
         else:
             yield from _references(value)
+
+
+def _name_buckets(template: Template) -> None:
+    """The same in every run, so that what is in them comes back."""
+    for logical_id, resource in template["Resources"].items():
+        if resource["Type"] == "AWS::S3::Bucket":
+            name = f"{STACK_NAME}-{logical_id}".lower()[:63]
+            resource.setdefault("Properties", {}).setdefault("BucketName", name)
 
 
 def _adopt(template: Template, client: Client, credentials: Credentials) -> dict[str, str]:

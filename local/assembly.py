@@ -4,19 +4,20 @@ import json
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
-from local import aws, checkout, ports
+from local import aws, checkout, ports, state
 from local.checkout import Data
 from local.children import Children
 from local.credentials import Credentials
 from local.postgres import Postgres, PostgresError
 from local.refusal import Refusal
 from local.running import Stack
-from local.terminal import say
+from local.terminal import hide, say
 
 if TYPE_CHECKING:
     from local.application import Application
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 DATABASE = "backplane"
 HEALTH_TIMEOUT = 60  # seconds
+SECRET_OVERRIDES = {"STRIPE_WEBHOOK_SECRET", "CLERK_WEBHOOK_SECRET"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,15 @@ class Ground:
         port: int = self.listener.getsockname()[1]
         return port
 
+    @property
+    def secrets(self) -> Iterator[str]:
+        """What no log may show: the run's own and the developer's."""
+        yield from self.credentials.known
+        for name in SECRET_OVERRIDES & self.overrides.keys():
+            yield from self.overrides[name].split(",")
+        for url in (self.owner_url, self.overrides.get("DATABASE_DIRECT_URL", "")):
+            yield unquote(urlsplit(url).password or "")
+
 
 def assemble(data: Data, port: int, cleanup: ExitStack) -> Stack:
     """Start everything, each part with its end in `cleanup`; all of it answers. Raises Refusal."""
@@ -54,6 +65,7 @@ def assemble(data: Data, port: int, cleanup: ExitStack) -> Stack:
 
     # SAM's modules take half a second to import: meanwhile moto starts.
     from local import parameters, service_key
+    from local.deliveries import Deliveries
     from local.invoke_api import InvokeApi
     from local.issuer import Jwks, SigningKey
     from local.runtime import Runtime
@@ -67,8 +79,13 @@ def assemble(data: Data, port: int, cleanup: ExitStack) -> Stack:
     cleanup.callback(runtime.close)
     _migrate(runtime, data)
     key = service_key.seed(ground.owner_url, ground.credentials)
+    hide(ground.secrets)
+    api_url = _open_gateway(app, runtime, ground, cleanup)
+    delivering = Deliveries(app.triggers, runtime, aws.clients(ground.aws_url), aws.clients(lambda_url))
+    cleanup.callback(delivering.stop)
+    delivering.start()
     return Stack(
-        api_url=_open_gateway(app, runtime, ground, cleanup),
+        api_url=api_url,
         lambda_url=lambda_url,
         aws_endpoint_url=ground.aws_url,
         database_url=wired.database_urls["backplane_app"],
@@ -89,13 +106,17 @@ def _start_processes(data: Data, port: int, cleanup: ExitStack) -> Ground:
     remembered = ports.Remembered(data.ports)
     children = Children(data.processes)
     cleanup.callback(children.close)
+    say(state.prepare(data.aws))
+    aws_url = aws.start(
+        children, remembered.listen("aws"), data.logs / "aws.log", state=data.aws, cleanup=cleanup
+    )
     return Ground(
         data=data,
         overrides=overrides,
         listener=listener,
         ports=remembered,
         children=children,
-        aws_url=aws.start(children, remembered.listen("aws"), data.logs / "aws.log"),
+        aws_url=aws_url,
         owner_url=_database(data, overrides.get("DATABASE_URL"), cleanup),
         credentials=Credentials(data.secrets),
     )

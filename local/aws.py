@@ -2,8 +2,10 @@
 
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,31 @@ CREDENTIALS = {
     "AWS_DEFAULT_REGION": REGION,
 }
 
+INVOCATIONS = f"{STACK_NAME}-invocations"  # a queue of what the bus has for functions: {function, event}
+SAVE_TIMEOUT = 20  # seconds
+
 Client = Callable[[str], Any]
 
 
-def start(children: Children, listener: socket.socket, log: Path) -> str:
-    """Start moto on the listener; its URL. Requests wait in the socket's backlog until it is up."""
+def start(
+    children: Children,
+    listener: socket.socket,
+    log: Path,
+    *,
+    state: Path | None = None,
+    cleanup: ExitStack | None = None,
+) -> str:
+    """Start moto on the listener; its URL. Requests wait in the socket's backlog until it is up.
+
+    S3 objects and KMS keys outlive it in the folder `state`, all of them where `cleanup` ends it.
+    """
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        children.spawn(
-            [sys.executable, "-m", "local.aws_server", str(listener.fileno())],
+        process = children.spawn(
+            [
+                *(sys.executable, "-m", "local.aws_server", str(listener.fileno())),
+                *([state] if state else []),
+            ],
             env={
                 **CREDENTIALS,
                 "PATH": os.environ.get("PATH", os.defpath),
@@ -45,9 +63,18 @@ def start(children: Children, listener: socket.socket, log: Path) -> str:
         )
     finally:
         os.close(descriptor)
+    if cleanup:
+        cleanup.callback(_stop, process)
     url = f"http://{listener.getsockname()[0]}:{listener.getsockname()[1]}"
     listener.close()  # moto's alone from now on: when it ends, so does the port
     return url
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Let it save what has changed last."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(SAVE_TIMEOUT)
 
 
 def clients(url: str, *, read_timeout: float = 60) -> Client:

@@ -63,6 +63,11 @@ class Data:
         return self.folder / "logs"
 
     @property
+    def aws(self) -> Path:
+        """S3 objects and KMS keys."""
+        return self.folder / "aws"
+
+    @property
     def postgres(self) -> Path:
         return self.folder / "postgres"
 
@@ -70,7 +75,7 @@ class Data:
         """Delete these files, and nothing else that is in the folder (tests have theirs there)."""
         for file in (self.stack, self.processes, self.secrets, self.signing_key, self.ports):
             file.unlink(missing_ok=True)
-        for folder in (self.logs, self.postgres):
+        for folder in (self.logs, self.postgres, self.aws, *self.folder.glob("aws.damaged-*")):
             shutil.rmtree(folder, ignore_errors=True)
 
 

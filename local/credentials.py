@@ -5,11 +5,14 @@ import json
 import os
 import secrets
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from local.refusal import Refusal
+
+MIN_GENERATED = 20  # characters
 
 # What Secrets Manager's ExcludePunctuation leaves out, and nothing else of it.
 _LETTERS = string.ascii_letters + string.digits
@@ -33,6 +36,16 @@ class Credentials:
             self._values[name] = make()
             write_private(self._file, json.dumps(self._values, indent=2) + "\n")
         return self._values[name]
+
+    @property
+    def known(self) -> Iterator[str]:
+        """Every secret, those inside of JSON texts and of keys of the API too."""
+        for value in self._values.values():
+            yield value
+            yield value.rpartition("_")[2]
+            with suppress(ValueError, AttributeError):
+                # A generated one; what stands beside it is a name.
+                yield from (each for each in json.loads(value).values() if len(each) >= MIN_GENERATED)
 
     def stripe_webhook_secret(self) -> str:
         return self.get("stripe_webhook_secret", lambda: f"whsec_{_password(32)}")

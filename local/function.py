@@ -1,8 +1,12 @@
 """What template.yaml says of one function, resolved: what an execution environment is made from."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+# A name, a partial ARN or an ARN, each with or without a qualifier.
+_NAME = re.compile(r"(?:arn:[^:]+:lambda:[^:]*:)?(?:\d{12}:)?(?:function:)?([\w-]+)(?::[\w$-]+)?")
 
 
 @dataclass(frozen=True)
@@ -21,3 +25,9 @@ class Function:
     def folder(self) -> str:
         """Its name among people: functions/<folder>."""
         return self.code.name
+
+
+def name_in(reference: str) -> str:
+    """The name in an ARN; what is none stays as it is."""
+    found = _NAME.fullmatch(reference)
+    return found[1] if found else reference
