@@ -188,17 +188,18 @@ class _Poller(threading.Thread):
     def _gather(self) -> list[Message]:
         """A batch: full, or what has come until its window closes."""
         mapped = self._mapped
-        batch = self._queue.receive(mapped.batch_size, LONG_POLL)
+        # By id: one whose visibility is shorter than the window comes again meanwhile.
+        batch = {each["MessageId"]: each for each in self._queue.receive(mapped.batch_size, LONG_POLL)}
         closes = time.monotonic() + mapped.window
         while batch and len(batch) < mapped.batch_size and not self.stopping.is_set():
             left = closes - time.monotonic()
             if left <= 0:
                 break
             more = self._queue.receive(mapped.batch_size - len(batch), min(left, LONG_POLL))
-            batch.extend(more)
+            batch |= {each["MessageId"]: each for each in more}
             if not more:
-                time.sleep(min(max(left, 0), 0.1))  # a wait of less than a second is none to SQS
-        return batch
+                time.sleep(min(left, 0.1))  # to SQS a wait of less than a second is none
+        return list(batch.values())
 
     def _work(self, batch: list[Message]) -> None:
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from local import application, aws, ports
+from local.async_invoke import AsynchronousInvocations
 from local.children import Children
 from local.credentials import Credentials
 from local.deliveries import Deliveries
@@ -31,6 +32,10 @@ class Toys:
         urls = self.client("sqs").list_queues(QueueNamePrefix=f"{aws.STACK_NAME}-{queue}-")["QueueUrls"]
         (url,) = urls
         return str(url)
+
+    def arn(self, queue: str) -> str:
+        found = self.client("sqs").get_queue_attributes(QueueUrl=self.url(queue), AttributeNames=["QueueArn"])
+        return str(found["Attributes"]["QueueArn"])
 
     def send(self, queue: str, *bodies: Any, **options: Any) -> list[str]:
         """Messages with these bodies as JSON; their ids."""
@@ -86,7 +91,9 @@ def start_toys(folder: Path, template: Path = TEMPLATE, state: Path | None = Non
         )
         runtime = Runtime(app.functions, children, folder)
         cleanup.callback(runtime.close)
-        invoke = Server(ports.listen(0), InvokeApi(runtime))
+        asynchronous = AsynchronousInvocations(app.triggers, runtime, client)
+        cleanup.callback(asynchronous.close)
+        invoke = Server(ports.listen(0), InvokeApi(runtime, asynchronous))
         invoke.start()
         cleanup.callback(invoke.stop)
         deliveries = Deliveries(app.triggers, runtime, client, aws.clients(invoke.url))
