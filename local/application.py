@@ -21,7 +21,7 @@ from samtranslator.public.exceptions import InvalidDocumentException
 from samtranslator.translator.translator import Translator
 from yaml import YAMLError
 
-from local import deliveries, http_api, intrinsics
+from local import async_invoke, deliveries, http_api, intrinsics
 from local.aws import REGION, STACK_NAME, Client
 from local.credentials import Credentials
 from local.function import Function
@@ -49,7 +49,7 @@ Template = dict[str, Any]
 class Application:
     functions: list[Function]
     api: http_api.HttpApi
-    triggers: list[Resource]  # of queues, the bus and the clock
+    triggers: list[Resource]  # of queues, the bus and the clock, and asynchronous invocation's settings
 
 
 def translate(path: Path, parameters: Mapping[str, str]) -> Template:
@@ -81,9 +81,17 @@ def translate(path: Path, parameters: Mapping[str, str]) -> Template:
 
 
 def create(
-    path: Path, parameters: Mapping[str, str], client: Client, credentials: Credentials
+    path: Path,
+    parameters: Mapping[str, str],
+    client: Client,
+    credentials: Credentials,
+    *,
+    changed: bool = False,
 ) -> Application:
-    """Create the template's resources and say what its functions and routes are. Raises Refusal."""
+    """Create the template's resources and say what its functions and routes are. Raises Refusal.
+
+    `changed`: they were created before, and what the template now says otherwise is brought about.
+    """
     template = translate(path, parameters)
     if nowhere := sorted(set(_references(template)) - _names(template)):
         raise Refusal(f"{path.name} refers to {', '.join(nowhere)}, which it does not have.")
@@ -91,9 +99,10 @@ def create(
     values = _defaults(template) | _declared(template, parameters)
     api = http_api.read(template)
     _name_buckets(template)
-    asked = intrinsics.ask(template, deliveries.KINDS)
+    _spell_out(template)
+    asked = intrinsics.ask(template, (*deliveries.KINDS, async_invoke.KIND))
     values |= _adopt(template, client, credentials)
-    physical = _create_stack(path, template, values, client)
+    physical = _create_stack(path, template, values, client, changed=changed)
     return Application(
         functions=[
             _function(path.parent, template, logical_id, physical, client)
@@ -146,6 +155,16 @@ def _name_buckets(template: Template) -> None:
             resource.setdefault("Properties", {}).setdefault("BucketName", name)
 
 
+def _spell_out(template: Template) -> None:
+    """A function's defaults: where a template no longer says something, moto keeps what it said before."""
+    for resource in template["Resources"].values():
+        if resource["Type"] == "AWS::Lambda::Function":
+            properties = resource["Properties"]
+            properties.setdefault("Timeout", 3)
+            properties.setdefault("MemorySize", 128)
+            properties.setdefault("Environment", {}).setdefault("Variables", {})
+
+
 def _adopt(template: Template, client: Client, credentials: Credentials) -> dict[str, str]:
     """Take out what moto can't make, put parameters in its place; their values."""
     values = {}
@@ -165,28 +184,40 @@ def _adopt(template: Template, client: Client, credentials: Credentials) -> dict
 
 
 def put_secret(client: Client, name: str, text: str) -> str:
-    """Its ARN."""
-    arn: str = client("secretsmanager").create_secret(Name=f"{STACK_NAME}/{name}", SecretString=text)["ARN"]
+    """Its ARN. A secret that is there stays as it is."""
+    secrets = client("secretsmanager")
+    try:
+        secret = secrets.create_secret(Name=f"{STACK_NAME}/{name}", SecretString=text)
+    except secrets.exceptions.ResourceExistsException:
+        secret = secrets.describe_secret(SecretId=f"{STACK_NAME}/{name}")
+    arn: str = secret["ARN"]
     return arn
 
 
 def _create_stack(
-    path: Path, template: Template, values: Mapping[str, str], client: Client
+    path: Path, template: Template, values: Mapping[str, str], client: Client, *, changed: bool
 ) -> dict[str, str]:
     """Physical ids by logical ones."""
     cloudformation = client("cloudformation")
+    bring_about = cloudformation.update_stack if changed else cloudformation.create_stack
     parameters = [{"ParameterKey": name, "ParameterValue": value} for name, value in values.items()]
     try:
-        cloudformation.create_stack(
-            StackName=STACK_NAME,
-            TemplateBody=json.dumps(template),
-            Parameters=parameters,
-            Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM"],
-        )
+        try:
+            bring_about(
+                StackName=STACK_NAME,
+                TemplateBody=json.dumps(template),
+                Parameters=parameters,
+                Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM"],
+            )
+        except ClientError as error:
+            if "No updates are to be performed" not in str(error):
+                raise
         resources = cloudformation.describe_stack_resources(StackName=STACK_NAME)["StackResources"]
     except (BotoCoreError, ClientError, ResponseParserError) as error:
-        raise Refusal(f"{path.name} can't be created: {error}") from None
-    return {each["LogicalResourceId"]: each.get("PhysicalResourceId", "") for each in resources}
+        raise Refusal(f"{path.name} can't be {'updated' if changed else 'created'}: {error}") from None
+    # What moto can't make has no name here, such as a queue's policy.
+    named = [each for each in resources if "LogicalResourceId" in each]
+    return {each["LogicalResourceId"]: each.get("PhysicalResourceId", "") for each in named}
 
 
 def _function(

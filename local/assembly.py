@@ -4,7 +4,7 @@ import json
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -65,25 +65,47 @@ def assemble(data: Data, port: int, cleanup: ExitStack) -> Stack:
 
     # SAM's modules take half a second to import: meanwhile moto starts.
     from local import parameters, service_key
+    from local.async_invoke import AsynchronousInvocations
     from local.deliveries import Deliveries
+    from local.gateway import Gateway
     from local.invoke_api import InvokeApi
     from local.issuer import Jwks, SigningKey
+    from local.reload import Live, Reload
     from local.runtime import Runtime
     from local.server import Server
 
     issuer = _serve(Server(ground.ports.listen("issuer"), Jwks(SigningKey(data.signing_key))), cleanup)
     senders = parameters.Senders.of(ground.overrides, ground.credentials, issuer)
-    app, wired = _create_resources(ground, senders)
+    reload = Reload(checkout.template())
+    lambda_listener = ground.ports.listen("lambda")
+    lambda_url = ports.url(lambda_listener)
+    client = aws.clients(ground.aws_url)
+    read = _resources(ground, senders, lambda_url)
+    app, wired = read(changed=False)
     runtime = Runtime(wired.functions, ground.children, data.logs)
-    lambda_url = _serve(Server(ground.ports.listen("lambda"), InvokeApi(runtime)), cleanup)
+    asynchronous = AsynchronousInvocations(app.triggers, runtime, client)
+    _serve(Server(lambda_listener, reload.before(InvokeApi(runtime, asynchronous))), cleanup)
     cleanup.callback(runtime.close)
+    cleanup.callback(asynchronous.close)
     _migrate(runtime, data)
     key = service_key.seed(ground.owner_url, ground.credentials)
     hide(ground.secrets)
-    api_url = _open_gateway(app, runtime, ground, cleanup)
-    delivering = Deliveries(app.triggers, runtime, aws.clients(ground.aws_url), aws.clients(lambda_url))
-    cleanup.callback(delivering.stop)
-    delivering.start()
+    gateway = Gateway(app.api, runtime)
+    api_url = _serve(Server(ground.listener, reload.before(gateway)), cleanup)
+    _ask_health(api_url)
+    live = Live(
+        read=lambda: read(changed=True),
+        runtime=runtime,
+        gateway=gateway,
+        asynchronous=asynchronous,
+        deliver=lambda triggers: Deliveries(triggers, runtime, client, aws.clients(lambda_url)),
+        triggers=app.triggers,
+        stack_file=data.stack,
+    )
+    cleanup.callback(live.stop)
+    live.start()
+    cleanup.callback(reload.stop)
+    reload.start(live.apply)
     return Stack(
         api_url=api_url,
         lambda_url=lambda_url,
@@ -141,20 +163,28 @@ def _database(data: Data, given: str | None, cleanup: ExitStack) -> str:
     return server.url(DATABASE)
 
 
-def _create_resources(ground: Ground, senders: "Senders") -> "tuple[Application, Wiring]":
+def _resources(
+    ground: Ground, senders: "Senders", lambda_url: str
+) -> "Callable[..., tuple[Application, Wiring]]":
+    """What makes the template's resources, and makes them anew where it has `changed`. It raises Refusal."""
     from local import application, parameters, wiring
 
     client = aws.clients(ground.aws_url)
     values = parameters.parameters(senders, ground.owner_url, ground.api_port, client)
-    app = application.create(checkout.template(), values, client, ground.credentials)
-    wired = wiring.connect(
-        app.functions,
-        client,
-        aws_url=ground.aws_url,
-        owner_url=ground.owner_url,
-        direct_url=ground.overrides.get("DATABASE_DIRECT_URL"),
-    )
-    return app, wired
+
+    def read(*, changed: bool) -> "tuple[Application, Wiring]":
+        app = application.create(checkout.template(), values, client, ground.credentials, changed=changed)
+        wired = wiring.connect(
+            app.functions,
+            client,
+            aws_url=ground.aws_url,
+            lambda_url=lambda_url,
+            owner_url=ground.owner_url,
+            direct_url=ground.overrides.get("DATABASE_DIRECT_URL"),
+        )
+        return app, wired
+
+    return read
 
 
 def _migrate(runtime: "Runtime", data: Data) -> None:
@@ -170,19 +200,13 @@ def _migrate(runtime: "Runtime", data: Data) -> None:
         )
 
 
-def _open_gateway(app: "Application", runtime: "Runtime", ground: Ground, cleanup: ExitStack) -> str:
-    """Its URL, once /health has answered."""
-    from local.gateway import Gateway
-    from local.server import Server
-
-    gateway = Gateway(app.api, runtime)
-    url = _serve(Server(ground.listener, gateway), cleanup)
+def _ask_health(url: str) -> None:
+    """The API answers once this returns."""
     try:
         urllib.request.urlopen(f"{url}/health", timeout=HEALTH_TIMEOUT).close()  # noqa: S310  our own address
     except urllib.error.HTTPError as error:
         with error:
             say(f"/health answers {error.code}: {error.read().decode(errors='replace')}")
-    return url
 
 
 def _serve(server: "Server", cleanup: ExitStack) -> str:

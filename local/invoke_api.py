@@ -2,9 +2,9 @@
 
 import json
 import re
-import threading
 import uuid
 from collections.abc import Iterable
+from concurrent.futures import TimeoutError as TooSlow
 from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -12,85 +12,108 @@ from urllib.parse import unquote
 
 from werkzeug.wrappers import Request, Response
 
-from local.environment import Status
+from local.async_invoke import AsynchronousInvocations
+from local.aws import ACCOUNT, REGION
+from local.environment import Outcome, Status
+from local.function import Function, name_in
+from local.invocation_log import log_result
 from local.runtime import Runtime, Throttled, UnknownFunction
+from local.server import TOO_LARGE
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 MAX_PAYLOAD = 6 * 1024 * 1024  # bytes
+MAX_EVENT = 256 * 1024  # bytes, asynchronously
+REPORT_TIMEOUT = 2.0  # seconds an answer waits for its log
 _PATH = re.compile(r"/2015-03-31/functions/([^/]+)/invocations")
-# A name, a partial ARN or an ARN, each with or without a qualifier.
-_NAME = re.compile(r"(?:arn:[^:]+:lambda:[^:]*:)?(?:\d{12}:)?(?:function:)?([\w-]+)(?::[\w$-]+)?")
 
 
 class InvokeApi:
     """A WSGI application. Invocation types RequestResponse, Event and DryRun."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, asynchronous: AsynchronousInvocations) -> None:
         self._runtime = runtime
+        self._asynchronous = asynchronous
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        return self._answer(Request(environ))(environ, start_response)
-
-    def _answer(self, request: Request) -> Response:
+        request_id = str(uuid.uuid4())
         try:
-            function, payload = self._read(request)
-            kind = request.headers.get("X-Amz-Invocation-Type", "RequestResponse")
-            return self._invoke(function, payload, kind)
+            response = self._answer(Request(environ), request_id)
         except _Refused as refused:
-            return refused.response
+            response = refused.response
         except Throttled:
-            throttled = _Refused(HTTPStatus.TOO_MANY_REQUESTS, "TooManyRequestsException", "Rate Exceeded.")
-            return throttled.response
+            reason = {"Reason": "ConcurrentInvocationLimitExceeded"}
+            message = "Rate Exceeded."
+            response = _Refused(
+                HTTPStatus.TOO_MANY_REQUESTS, "TooManyRequestsException", message, reason
+            ).response
         except OSError as error:
-            return _Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "ServiceException", str(error)).response
+            response = _Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "ServiceException", str(error)).response
+        response.headers["x-amzn-RequestId"] = request_id
+        return response(environ, start_response)
 
-    def _read(self, request: Request) -> tuple[str, bytes]:
-        """The function's physical name and the event. Raises _Refused."""
+    def _answer(self, request: Request, request_id: str) -> Response:
+        function = self._function(request)
+        kind = request.headers.get("X-Amz-Invocation-Type", "RequestResponse")
+        payload = _payload(request, MAX_EVENT if kind == "Event" else MAX_PAYLOAD)
+        headers = {"X-Amz-Executed-Version": "$LATEST"}
+        match kind:
+            case "DryRun":
+                return Response(status=HTTPStatus.NO_CONTENT, headers=headers)
+            case "Event":
+                self._asynchronous.accept(function.name, payload, request_id)
+                return Response(status=HTTPStatus.ACCEPTED, headers=headers)
+            case "RequestResponse":
+                outcome = self._runtime.invoke(function.name, payload, request_id=request_id)
+            case _:
+                message = f"InvocationType {kind} is none of RequestResponse, Event and DryRun"
+                raise _Refused(HTTPStatus.BAD_REQUEST, "InvalidParameterValueException", message)
+        if outcome.status is not Status.OK:
+            headers["X-Amz-Function-Error"] = "Unhandled"
+        if request.headers.get("X-Amz-Log-Type") == "Tail":
+            headers |= _log(function, outcome, request_id)
+        return Response(outcome.payload, HTTPStatus.OK, headers, content_type="application/json")
+
+    def _function(self, request: Request) -> Function:
         path = _PATH.fullmatch(request.path)
         if path is None or request.method != "POST":
             message = "Only Invoke is answered here; for the rest there is aws_endpoint_url"
             raise _Refused(HTTPStatus.NOT_FOUND, "ResourceNotFoundException", message)
-        given = unquote(path[1])
-        name = _NAME.fullmatch(given)
+        name = name_in(unquote(path[1]))
         try:
-            function = self._runtime.find(name[1] if name else given)
+            return self._runtime.find(name)
         except UnknownFunction:
-            message = f"Function not found: {given}"
+            message = f"Function not found: arn:aws:lambda:{REGION}:{ACCOUNT}:function:{name}"
             raise _Refused(HTTPStatus.NOT_FOUND, "ResourceNotFoundException", message) from None
-        payload = request.get_data() or b"{}"
-        if len(payload) > MAX_PAYLOAD:
-            message = f"{len(payload)} byte payload is too large: the limit is {MAX_PAYLOAD} bytes"
-            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "RequestTooLargeException", message)
-        try:
-            json.loads(payload)
-        except (ValueError, RecursionError):
-            message = "Could not parse request body into json"
-            raise _Refused(HTTPStatus.BAD_REQUEST, "InvalidRequestContentException", message) from None
-        return function.name, payload
 
-    def _invoke(self, name: str, payload: bytes, kind: str) -> Response:
-        request_id = str(uuid.uuid4())
-        headers = {"x-amzn-RequestId": request_id, "X-Amz-Executed-Version": "$LATEST"}
-        if kind == "DryRun":
-            return Response(status=HTTPStatus.NO_CONTENT, headers=headers)
-        if kind == "Event":
-            threading.Thread(target=self._later, args=(name, payload, request_id), daemon=True).start()
-            return Response(status=HTTPStatus.ACCEPTED, headers=headers)
-        outcome = self._runtime.invoke(name, payload, request_id=request_id)
-        if outcome.status is not Status.OK:
-            headers["X-Amz-Function-Error"] = "Unhandled"
-        return Response(outcome.payload, HTTPStatus.OK, headers, content_type="application/json")
 
-    def _later(self, name: str, payload: bytes, request_id: str) -> None:
-        with suppress(Throttled, OSError):  # the terminal has a line about either
-            self._runtime.invoke(name, payload, request_id=request_id)
+def _payload(request: Request, limit: int) -> bytes:
+    payload = request.get_data() or b"{}"
+    if len(payload) > limit or request.environ[TOO_LARGE]:
+        message = f"Request must be smaller than {limit} bytes for the InvokeFunction operation"
+        raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "RequestTooLargeException", message)
+    try:
+        json.loads(payload)
+    except (ValueError, RecursionError):
+        message = "Could not parse request body into json"
+        raise _Refused(HTTPStatus.BAD_REQUEST, "InvalidRequestContentException", message) from None
+    return payload
+
+
+def _log(function: Function, outcome: Outcome, request_id: str) -> dict[str, str]:
+    with suppress(TooSlow):
+        if outcome.report:
+            report = outcome.report.result(REPORT_TIMEOUT)
+            return {"X-Amz-Log-Result": log_result(request_id, report, function.memory)}
+    return {}
 
 
 class _Refused(Exception):  # noqa: N818  Lambda's errors have names of their own
-    def __init__(self, status: HTTPStatus, kind: str, message: str) -> None:
+    def __init__(
+        self, status: HTTPStatus, kind: str, message: str, more: dict[str, str] | None = None
+    ) -> None:
         super().__init__(message)
-        body = json.dumps({"Type": "User", "Message": message})
-        headers = {"x-amzn-ErrorType": kind}
-        self.response = Response(body, status, headers, content_type="application/json")
+        side = "User" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "Service"
+        body = json.dumps({"Type": side, "Message": message, **(more or {})})
+        self.response = Response(body, status, {"x-amzn-ErrorType": kind}, content_type="application/json")

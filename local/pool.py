@@ -76,8 +76,8 @@ class Pool:
         """What the template says of it from now on."""
         with self._lock:
             self.function = function
-            if (folders := (function.code, *function.layers)) != self._sources.folders:
-                self._sources = Sources(folders)
+            if (paths := (function.code, *function.layers)) != self._sources.paths:
+                self._sources = Sources(paths)
 
     def close(self) -> None:
         """End the idle environments; a busy one ends with its process."""

@@ -33,6 +33,11 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
+def url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{host}:{port}"
+
+
 class Remembered:
     """Free ports that stay the same from run to run where they can, so that saved URLs stay good."""
 

@@ -7,6 +7,7 @@ virtual machines mount. ctime says more than mtime: nobody can set it back.
 
 import itertools
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -25,8 +26,8 @@ Stamp = tuple[str, int, int, int]  # path, ctime in ns, size, inode
 
 
 class Sources:
-    def __init__(self, folders: Iterable[Path]) -> None:
-        self.folders = tuple(folders)
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.paths = tuple(paths)  # of files, and of folders with all that is in them
         self._lock = threading.Lock()
         self._looked = float("-inf")  # when the last look began
         self._stamps: tuple[Stamp, ...] | None = None
@@ -39,7 +40,7 @@ class Sources:
         with self._lock:
             while self._looked < arrived:
                 looked = time.monotonic()
-                stamps = tuple(sorted(stamp for folder in self.folders for stamp in _stamps(folder)))
+                stamps = tuple(sorted(stamp for path in self.paths for stamp in _stamps(path)))
                 newest = max((stamp[1] for stamp in stamps), default=0) / 1e9
                 is_late = looked > arrived + PATIENCE
                 if stamps == self._stamps:
@@ -59,12 +60,15 @@ class Sources:
         return abs(time.time() - self._changed) < YOUNG
 
 
-def _stamps(folder: Path) -> Iterator[Stamp]:
-    waiting, seen = [str(folder)], set()
+def _stamps(root: Path) -> Iterator[Stamp]:
+    waiting, seen = [str(root)], set()
     while waiting:
         path = waiting.pop()
         try:
             status = os.stat(path)  # noqa: PTH116  as scandir: a Path a file would cost more than the look
+            if stat.S_ISREG(status.st_mode):
+                yield path, status.st_ctime_ns, status.st_size, status.st_ino
+                continue
             entries = list(os.scandir(path))
         except OSError:  # a folder that is being replaced
             continue

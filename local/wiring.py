@@ -16,7 +16,13 @@ class Wiring:
 
 
 def connect(
-    functions: Iterable[Function], client: Client, *, aws_url: str, owner_url: str, direct_url: str | None
+    functions: Iterable[Function],
+    client: Client,
+    *,
+    aws_url: str,
+    lambda_url: str,
+    owner_url: str,
+    direct_url: str | None,
 ) -> Wiring:
     """Each function with its role's DATABASE_URL: the template names the role and its secret.
 
@@ -28,6 +34,7 @@ def connect(
         variables = {
             **CREDENTIALS,
             "AWS_ENDPOINT_URL": aws_url,
+            "AWS_ENDPOINT_URL_LAMBDA": lambda_url,  # functions invoke each other here, not at moto
             "AWS_SAM_LOCAL": "true",
             **function.environment,
         }

@@ -17,14 +17,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from local import application, aws, ports
+from local import application, aws, ports, wiring
+from local.application import Application
+from local.async_invoke import AsynchronousInvocations
 from local.children import Children, started_at
 from local.credentials import Credentials
+from local.deliveries import Deliveries
 from local.function import Function
 from local.gateway import Gateway
 from local.invoke_api import InvokeApi
+from local.reload import Live, Reload
 from local.runtime import Runtime
 from local.server import Server
+from local.wiring import Wiring
 
 ROOT = Path(__file__).resolve().parents[2]
 TOYS = Path(__file__).parent / "toys" / "template.yaml"
@@ -209,19 +214,46 @@ class Toys:
 
 
 @contextmanager
-def start_toys(folder: Path) -> Iterator[Toys]:
+def start_toys(folder: Path, template: Path = TOYS) -> Iterator[Toys]:
     with ExitStack() as cleanup:
         children = Children(folder / "processes")
         cleanup.callback(children.close)
-        client = aws.clients(aws.start(children, ports.listen(0), folder / "aws.log"))
+        aws_url = aws.start(children, ports.listen(0), folder / "aws.log")
+        client = aws.clients(aws_url)
+        reload = Reload(template)
+        listener = ports.listen(0)
+
+        def read(*, changed: bool = True) -> tuple[Application, Wiring]:
+            credentials = Credentials(folder / "secrets.json")
+            app = application.create(template, {"Stage": "local"}, client, credentials, changed=changed)
+            urls = {"aws_url": aws_url, "lambda_url": ports.url(listener)}
+            return app, wiring.connect(app.functions, client, **urls, owner_url="", direct_url=None)
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # SAM CLI's of SAM's translator
-            app = application.create(TOYS, {"Stage": "local"}, client, Credentials(folder / "secrets.json"))
-        runtime = Runtime(app.functions, children, folder)
+            app, wired = read(changed=False)
+        runtime = Runtime(wired.functions, children, folder)
         cleanup.callback(runtime.close)
-        api = Server(ports.listen(0), Gateway(app.api, runtime))
-        invoke = Server(ports.listen(0), InvokeApi(runtime))
+        gateway = Gateway(app.api, runtime)
+        asynchronous = AsynchronousInvocations(app.triggers, runtime, client, delays=(0.1, 0.2))
+        cleanup.callback(asynchronous.close)
+        api = Server(ports.listen(0), reload.before(gateway))
+        invoke = Server(listener, reload.before(InvokeApi(runtime, asynchronous)))
         for server in (api, invoke):
             server.start()
             cleanup.callback(server.stop)
-        yield Toys(api.url, invoke.url, app.functions[0], runtime, children, client, folder)
+        functions = aws.clients(invoke.url)
+        live = Live(
+            read=read,
+            runtime=runtime,
+            gateway=gateway,
+            asynchronous=asynchronous,
+            deliver=lambda triggers: Deliveries(triggers, runtime, client, functions),
+            triggers=app.triggers,
+            stack_file=folder / "stack.json",
+        )
+        cleanup.callback(live.stop)
+        live.start()
+        cleanup.callback(reload.stop)
+        reload.start(live.apply)
+        yield Toys(api.url, invoke.url, wired.functions[0], runtime, children, client, folder)
