@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from local import application, aws, ports
@@ -78,46 +77,3 @@ def test_an_attribute_that_does_not_exist_is_refused_with_its_cause(tmp_path: Pa
             application.create(broken, {"Stage": "local"}, client, Credentials(tmp_path / "secrets.json"))
     finally:
         children.close()
-
-
-def invoke(toys: Toys, name: str, **order: Any) -> Any:
-    return toys.lambda_client.invoke(FunctionName=name, Payload=json.dumps(order).encode())
-
-
-@pytest.mark.parametrize("form", ["{}", "{}:$LATEST", "arn:aws:lambda:us-east-1:123456789012:function:{}"])
-def test_boto3_invokes_a_function_by_name_or_arn(toys: Toys, form: str) -> None:
-    answer = invoke(toys, form.format(toys.function.name), do="answer", answer={"a": [1]})
-
-    assert answer["StatusCode"] == 200
-    assert "FunctionError" not in answer
-    assert json.loads(answer["Payload"].read()) == {"a": [1]}
-
-
-@pytest.mark.parametrize("order", [{"do": "raise"}, {"do": "exit"}, {"do": "sleep", "seconds": 30}])
-def test_a_failed_invocation_has_a_function_error(toys: Toys, order: dict[str, Any]) -> None:
-    answer = invoke(toys, "toy", **order)
-
-    assert (answer["StatusCode"], answer["FunctionError"]) == (200, "Unhandled")
-    assert {"errorMessage", "errorType"} <= json.loads(answer["Payload"].read()).keys()
-
-
-def test_an_unknown_function_is_not_found(toys: Toys) -> None:
-    with pytest.raises(toys.lambda_client.exceptions.ResourceNotFoundException):
-        invoke(toys, "nothing")
-
-
-def test_a_payload_that_is_not_json_is_refused(toys: Toys) -> None:
-    with pytest.raises(toys.lambda_client.exceptions.InvalidRequestContentException):
-        toys.lambda_client.invoke(FunctionName="toy", Payload=b"{not json")
-
-
-def test_an_event_invocation_answers_at_once(toys: Toys) -> None:
-    answer = toys.lambda_client.invoke(FunctionName="toy", InvocationType="Event", Payload=b"{}")
-
-    assert answer["StatusCode"] == 202
-
-
-def test_a_dry_run_runs_nothing(toys: Toys) -> None:
-    answer = toys.lambda_client.invoke(FunctionName="toy", InvocationType="DryRun", Payload=b"{}")
-
-    assert answer["StatusCode"] == 204

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -25,6 +26,12 @@ def handler(event: dict[str, Any], context: Any) -> Any:
             sys.stdout.flush()
         case "answer":
             return order["answer"]
+        case "repeat":
+            return order["text"] * order["times"]
+        case "count":
+            return _count(Path(order["file"]), order.get("failures", 0))
+        case "invoke":
+            return _invoke(order)
     report = {
         "event": event,
         "pid": os.getpid(),
@@ -35,6 +42,25 @@ def handler(event: dict[str, Any], context: Any) -> Any:
         "arn": context.invoked_function_arn,
     }
     return {"statusCode": 200, "body": json.dumps(report)} if is_http else report
+
+
+def _count(file: Path, failures: int) -> int:
+    """Write the time into the file; the first so many times it is a failure."""
+    with file.open("a") as stream:
+        stream.write(f"{time.monotonic()}\n")
+    count = len(file.read_text().splitlines())
+    if count <= failures:
+        raise ValueError(f"failure {count}")
+    return count
+
+
+def _invoke(order: dict[str, Any]) -> Any:
+    import boto3  # late: half a second
+
+    client = boto3.client("lambda")
+    answer = client.invoke(FunctionName=order["function"], Payload=json.dumps(order["payload"]))
+    queues = boto3.client("sqs").list_queues()["QueueUrls"]
+    return {"answer": json.loads(answer["Payload"].read()), "queues": queues}
 
 
 def _order(event: dict[str, Any]) -> dict[str, Any]:
