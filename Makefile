@@ -14,7 +14,7 @@ export MYPYPATH := layers/backplane:$(subst $(empty) $(empty),:,$(wildcard funct
 export SAM_CLI_TELEMETRY := 0
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help dev demo test lint format send token invoke migrate psql logs clean-local lock
+.PHONY: help dev demo test bench lint format send token invoke migrate psql logs clean-local lock
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,10 +74,13 @@ clean-local: $(STAMP) ## Forget the local cloud's data
 test: $(STAMP) ## Run every test
 	@$(PY) -m pytest -n auto --dist loadgroup tests
 
+bench: $(STAMP) ## Measure, against limits and peers; writes benchmarks/RESULTS.md
+	@$(PY) -m benchmarks.local_stack
+
 lint: $(STAMP) ## Check style, types, the template and the migrations
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/mypy layers/backplane functions/*/*.py local tests
+	@$(VENV)/bin/mypy layers/backplane functions/*/*.py local benchmarks tests
 	@AWS_DEFAULT_REGION=us-east-1 $(VENV)/bin/sam validate --lint --config-env dev >/dev/null
 	@for file in functions/migrate/migrations/*.sql; do \
 	    sed '/^-- migrate:down/,$$d' $$file | $(VENV)/bin/squawk --stdin-filepath $$file --reporter gcc; done
