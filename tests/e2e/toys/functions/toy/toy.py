@@ -19,6 +19,9 @@ def handler(event: dict[str, Any], context: Any) -> Any:
             os._exit(3)
         case "sleep":
             time.sleep(order["seconds"])
+        case "pid":
+            Path(order["file"]).write_text(f"{os.getpid()}\n")
+            time.sleep(order["seconds"])
         case "import":
             importlib.import_module(order["module"])
         case "print":
