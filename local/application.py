@@ -60,6 +60,8 @@ def translate(path: Path, parameters: Mapping[str, str]) -> Template:
         template: Template = yaml_parse(path.read_text())
     except YAMLError as error:
         raise Refusal(f"{path.name} is not valid YAML: {error}") from None
+    if not isinstance(template, dict) or "Resources" not in template:
+        raise Refusal(f"{path.name} is no template: it has no Resources.")
     for properties in (
         *template.get("Globals", {}).values(),
         *(resource.get("Properties", {}) for resource in template["Resources"].values()),
@@ -194,6 +196,16 @@ def put_secret(client: Client, name: str, text: str) -> str:
     return arn
 
 
+def _without_layers(template: Template) -> Template:
+    """Functions without their layers, which are folders here and an exception in moto's updates."""
+    resources = {}
+    for name, resource in template["Resources"].items():
+        properties = {key: value for key, value in resource.get("Properties", {}).items() if key != "Layers"}
+        is_function = resource["Type"] == "AWS::Lambda::Function"
+        resources[name] = {**resource, "Properties": properties} if is_function else resource
+    return {**template, "Resources": resources}
+
+
 def _create_stack(
     path: Path, template: Template, values: Mapping[str, str], client: Client, *, changed: bool
 ) -> dict[str, str]:
@@ -205,7 +217,7 @@ def _create_stack(
         try:
             bring_about(
                 StackName=STACK_NAME,
-                TemplateBody=json.dumps(template),
+                TemplateBody=json.dumps(_without_layers(template)),
                 Parameters=parameters,
                 Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM"],
             )

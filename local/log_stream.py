@@ -86,6 +86,7 @@ class LogStream:
             self._settle(duration, memory)
         elif began := _INIT.match(line):
             self._pid, self._init = int(began[1]), float(began[2])
+            self._runtime = (self._pid, started_at(self._pid))
         elif not _NOISE.match(line):
             self._lines.append(line.decode(errors="replace").rstrip("\n"))
             write(as_json(line))

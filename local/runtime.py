@@ -39,6 +39,11 @@ class Runtime:
     def functions(self) -> list[Function]:
         return [pool.function for pool in self._pools.values()]
 
+    @property
+    def busy(self) -> int:
+        """Environments at work."""
+        return sum(pool.busy for pool in self._pools.values())
+
     def replace(self, functions: Iterable[Function]) -> None:
         """The template's functions from now on; what is running ends as it began."""
         before, self._pools = self._pools, {}
@@ -87,7 +92,7 @@ class Runtime:
     def close(self) -> None:
         """Wait for the invocations under way, but not for long, and end the environments."""
         deadline = time.monotonic() + DRAIN
-        while any(pool.busy for pool in self._pools.values()) and time.monotonic() < deadline:
+        while self.busy and time.monotonic() < deadline:
             time.sleep(0.02)
         for pool in self._pools.values():
             pool.close()
