@@ -47,8 +47,9 @@ dev: $(STAMP) ## Run all of it here (PORT=3000; 0 picks a free one); Ctrl-C stop
 demo: $(STAMP) ## See the product work in a minute, on a scratch stack, checked row by row
 	@exec $(PY) -m local.demo
 
-send: $(STAMP) ## Send a signed sample event: make send E=events/stripe_webhook.json [ID=abc]
-	@$(PY) -m local.send "$(E)" --id "$(ID)"
+# SET goes by the environment, where make has put it: its quotes are JSON's and not the shell's.
+send: $(STAMP) ## Send a signed sample event: make send E=events/stripe_webhook.json [SET=path=value,…] [N=10] [FORGE=1] [ID=abc]
+	@$(PY) -m local.send "$(E)" --id "$(ID)" --set "$${SET:-}" --times "$(or $(N),1)" $(if $(FORGE),--forge)
 
 # The shell has a USER too, and its person is not Clerk's: only one given here counts.
 token: $(STAMP) ## Print a session token: make -s token USER=user_abc [ORG=org_abc] [ROLE=admin] [PLATFORM=admin]

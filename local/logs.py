@@ -1,13 +1,17 @@
-"""`make logs [F=credits]`: follow the functions' logs, from their last lines on."""
+"""`make logs [F=credits]`: follow the functions' logs, from their last lines on.
+
+On a terminal as a person reads them; through a pipe as they are, a JSON object a line.
+"""
 
 import argparse
+import json
 import sys
 import time
 from collections import deque
 from pathlib import Path
 from typing import IO
 
-from local import checkout
+from local import checkout, invocation
 from local.refusal import Refusal, exits
 
 LAST = 20  # lines shown of what was there before
@@ -39,11 +43,22 @@ def follow(folder: Path, name: str) -> None:
             else:
                 lines = open_files[path].readlines()
             for line in lines:
-                sys.stdout.write(prefix + line)
+                sys.stdout.write(prefix + (_for_a_person(line) if sys.stdout.isatty() else line))
             wrote = wrote or bool(lines)
         sys.stdout.flush()
         if not wrote:
             time.sleep(INTERVAL)
+
+
+def _for_a_person(line: str) -> str:
+    """The message with its traceback; an invocation's end is a line across."""
+    try:
+        record = json.loads(line)
+        metrics, request_id = record["record"]["metrics"], record["record"]["requestId"]
+    except (ValueError, LookupError, TypeError):
+        told = [each.removeprefix(invocation.MARGIN) for each in invocation.readable(line.rstrip("\n"))]
+        return "\n".join(told) + "\n"
+    return f"{request_id} {' '.join(f'{name} {value:g}' for name, value in metrics.items())}\n"
 
 
 def _was_replaced(path: Path, opened: IO[str]) -> bool:

@@ -1,6 +1,7 @@
 """Sample events, as events/README.md describes them, with what a sender would make new each time."""
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from local.refusal import Refusal
+
+_MOMENT = re.compile(r"\{now(_ms)?(?:([+-]\d+)([smhd]))?\}")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True)
@@ -42,17 +46,18 @@ def read(file: Path, unique: str | None = None) -> Sample:
 
 
 def fill(value: Any, *, new: str, now: float) -> Any:
-    """Strings with `{new}` replaced; a string that is `{now}` or `{now_ms}` becomes a number."""
+    """Strings with `{new}` replaced; a string that is `{now}`, `{now_ms}`, `{now+30d}`… becomes a number."""
     if isinstance(value, dict):
         return {key: fill(item, new=new, now=now) for key, item in value.items()}
     if isinstance(value, list):
         return [fill(item, new=new, now=now) for item in value]
-    if value == "{now}":
-        return int(now)
-    if value == "{now_ms}":
-        return int(now * 1000)
-    return value.replace("{new}", new) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if moment := _MOMENT.fullmatch(value):
+        seconds = now + int(moment[2] or 0) * _SECONDS[moment[3] or "s"]
+        return int(seconds * 1000) if moment[1] else int(seconds)
+    return value.replace("{new}", new)
 
 
 def _known(folder: Path) -> str:
-    return ", ".join(sorted(map(str, folder.glob("*.json")))) or "none"
+    return ", ".join(sorted(map(str, folder.glob("**/*.json")))) or "none"

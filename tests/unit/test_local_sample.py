@@ -20,6 +20,22 @@ def test_placeholders_are_filled_wherever_they_stand() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("written", "moment"),
+    [
+        ("{now}", 1_000_000),
+        ("{now+30d}", 1_000_000 + 30 * 86_400),
+        ("{now-1h}", 1_000_000 - 3600),
+        ("{now_ms+5m}", 1_000_300_000),
+        ("{now_ms-2s}", 999_998_000),
+        ("{now+1w}", "{now+1w}"),
+        ("at {now}", "at {now}"),
+    ],
+)
+def test_a_moment_may_be_earlier_or_later(written: str, moment: object) -> None:
+    assert sample.fill(written, new="", now=1_000_000.0) == moment
+
+
 def test_two_readings_are_two_events_unless_they_are_told_the_id(tmp_path: Path) -> None:
     file = tmp_path / "event.json"
     file.write_text('{"description": "", "method": "POST", "path": "/x", "body": {"id": "{new}"}}')
