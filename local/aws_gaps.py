@@ -20,7 +20,7 @@ def mend() -> None:
     _make_whole_buckets()
     _make_whole_keys()
     # A rule's `EventBusName: !Ref Bus` is the name.
-    EventBus.physical_resource_id = property(lambda bus: bus.name)
+    EventBus.physical_resource_id = property(lambda bus: bus.name)  # type: ignore[attr-defined]
 
 
 def put_around(owner: type, name: str, wrapper: Callable[..., Any]) -> None:

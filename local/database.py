@@ -46,7 +46,8 @@ def migrate() -> int:
     if running.is_running():
         from local.invoke import invoke
 
-        failed, answer = invoke(running.find(), "migrate", {})
+        called = invoke(running.find(), "migrate", {})
+        failed, answer = called.failed, called.value
     else:
         url = _owner_url()
         owner.check(url)
