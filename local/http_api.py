@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 from local.refusal import Refusal
 
 API = "AWS::ApiGatewayV2::Api"
+DEFAULT = "$default"  # the route of what has no other
 MAX_TIMEOUT = 30.0  # seconds, an HTTP API's patience with an integration
 
 _ANY = "x-amazon-apigateway-any-method"
@@ -38,6 +39,8 @@ class Route:
     @property
     def pattern(self) -> re.Pattern[str]:
         """A `{name}` is one segment, a `{name+}` is the rest, and neither is empty."""
+        if self.key == DEFAULT:
+            return re.compile(".*", re.DOTALL)
         parts = []
         end = 0
         for variable in _VARIABLE.finditer(self.path):
@@ -56,7 +59,7 @@ class Route:
             0 if not _VARIABLE.search(part) else 2 if part.endswith("+}") else 1
             for part in self.path.split("/")
         ]
-        return self.key == "$default", segments, self.method is None
+        return self.key == DEFAULT, segments, self.method is None
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,7 @@ class HttpApi:
         """The route of a request, by its decoded path."""
         for route, pattern in self._table:
             if route.method in {None, method} and (found := pattern.fullmatch(path)):
-                names = () if route.key == "$default" else route.names
-                return Match(route, dict(zip(names, found.groups(), strict=bool(names))))
+                return Match(route, dict(zip(route.names, found.groups(), strict=True)))
         return None
 
 
@@ -142,7 +144,7 @@ def _routes(paths: Mapping[str, Any], resources: Mapping[str, Any]) -> Iterator[
         for name in sorted(_METHODS.intersection(operations)):
             operation = operations[name]
             method = None if name == _ANY else name.upper()
-            key = "$default" if path == "/$default" else f"{method or 'ANY'} {path}"
+            key = DEFAULT if path.strip("/") == DEFAULT else f"{method or 'ANY'} {path}"
             integration = operation.get(_INTEGRATION, {})
             if integration.get("payloadFormatVersion", "2.0") != "2.0":
                 raise Refusal(f"{key} asks for payload format 1.0; here it is 2.0.")
@@ -154,7 +156,7 @@ def _routes(paths: Mapping[str, Any], resources: Mapping[str, Any]) -> Iterator[
                 key=key,
                 function=_function(key, integration.get("uri", ""), resources),
                 method=method,
-                path="/{proxy+}" if key == "$default" else path,
+                path=path,
                 timeout=min(integration.get("timeoutInMillis", 30_000) / 1000, MAX_TIMEOUT),
             )
 
@@ -201,4 +203,4 @@ def decoded_path(target: str) -> str:
     """
     if target.startswith(("http://", "https://")):
         target = "/" + target.split("/", 3)[3] if target.count("/") >= 3 else "/"  # noqa: PLR2004  absolute form
-    return unquote(target.partition("?")[0], errors="replace")
+    return unquote_to_bytes(target.partition("?")[0].encode("latin-1")).decode(errors="replace")

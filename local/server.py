@@ -47,7 +47,9 @@ class _Handler(WSGIRequestHandler):
     timeout = IDLE_TIMEOUT
 
     def run_wsgi(self) -> None:
-        environ = self.make_environ() | {HEADERS: self.headers.items(), TARGET: self.path, TOO_LARGE: False}
+        # Not self.path, in which the standard library makes one of several slashes at the beginning.
+        target = self.requestline.split()[1]
+        environ = self.make_environ() | {HEADERS: self.headers.items(), TARGET: target, TOO_LARGE: False}
         body = b""
         try:
             body = self._body()

@@ -3,15 +3,21 @@
 import base64
 import http.client
 import json
+import socket
 import threading
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from local import ports
 from local.children import started_at
-from tests.e2e.local_cloud import Answer, Toys, request
+from local.gateway import Gateway
+from local.http_api import HttpApi, Route
+from local.server import Server
+from tests.e2e.local_cloud import Answer, Toys, request, until
 
 JSON = {"content-type": "application/json"}
 
@@ -172,7 +178,15 @@ def test_status_headers_cookies_and_binary_bodies_pass(toys: Toys) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/nothing"), ("GET", "/toy"), ("POST", "/read/ada"), ("HEAD", "/read/ada"), ("GET", "//toy")],
+    [
+        ("GET", "/nothing"),
+        ("GET", "/toy"),
+        ("POST", "/read/ada"),
+        ("HEAD", "/read/ada"),
+        ("POST", "//toy"),
+        ("POST", "/toy/"),
+        ("GET", "/any/"),
+    ],
 )
 def test_what_the_template_has_no_route_for_is_a_404(toys: Toys, method: str, path: str) -> None:
     answer = request(toys.api_url, method, path)
@@ -207,6 +221,74 @@ def test_a_length_that_is_none_is_a_400(toys: Toys, length: str) -> None:
     connection.close()
 
 
+def test_a_body_over_the_gateways_limit_that_is_sent_all_the_same_is_a_413(toys: Toys) -> None:
+    answer = request(toys.api_url, "POST", "/toy", b" " * (20 * 1024 * 1024), JSON)
+
+    assert (answer.status, answer.json()) == (413, {"message": "Request Entity Too Large"})
+
+
+def test_an_answer_over_lambdas_limit_is_a_500(toys: Toys) -> None:
+    answer = toys.order(do="repeat", text="x" * 1000, times=7000)
+
+    assert (answer.status, answer.json()) == (500, {"message": "Internal Server Error"})
+
+
+@pytest.mark.parametrize(("length", "status"), [(9_000, 200), (10_300, 431), (70_000, 431)])
+def test_headers_over_the_limit_are_a_431(toys: Toys, length: int, status: int) -> None:
+    answer = request(toys.api_url, "GET", "/any/x", headers={"x-long": "x" * length})
+
+    assert answer.status == status
+    assert status == 200 or answer.json() == {"message": "Request Header Fields Too Large"}
+
+
+def test_what_is_sent_on_the_wire_is_what_the_event_has(toys: Toys) -> None:
+    lines = [
+        "GET /any/caf%C3%A9%20x/%40?b=2&a=%C3%A9&b=3 HTTP/1.1",
+        "Host: localhost:3000",
+        "X_Under_Score: kept",
+        "X-Under-Score: another",
+        "Cookie: a=1; b=2",
+        "cookie: c=3",
+        "Connection: close",
+    ]
+    url = urlsplit(toys.api_url)
+    with socket.create_connection((url.hostname, url.port), 30) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        with connection.makefile("rb") as stream:
+            head, _, body = stream.read().partition(b"\r\n\r\n")
+    event = json.loads(body)["event"]
+
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    assert event["rawPath"] == "/any/café x/@"
+    assert event["pathParameters"] == {"proxy": "café x/@"}
+    assert event["rawQueryString"] == "b=2&a=%C3%A9&b=3"
+    assert event["queryStringParameters"] == {"b": "2,3", "a": "é"}
+    assert (event["headers"]["x_under_score"], event["headers"]["x-under-score"]) == ("kept", "another")
+    assert event["cookies"] == ["a=1", "b=2", "c=3"]
+    assert "cookie" not in event["headers"]
+    assert event["requestContext"]["domainName"] == "localhost"
+
+
+def test_a_handler_that_outlasts_the_integration_goes_on_alone(
+    toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = HttpApi((Route("POST /toy", "Toy", "POST", "/toy", timeout=0.3),))
+    gateway = Server(ports.listen(0), Gateway(impatient, toys.runtime))
+    gateway.start()
+    file = tmp_path / "pid"
+    order = {"do": "pid", "seconds": 1, "file": str(file)}
+    try:
+        answer = request(gateway.url, "POST", "/toy", json.dumps(order).encode(), JSON)
+    finally:
+        gateway.stop()
+
+    assert (answer.status, answer.json()) == (503, {"message": "Service Unavailable"})
+    pid = int(file.read_text())
+    assert toys.runtime.busy >= 1, "it still runs"
+    until(lambda: not toys.runtime.busy, "it ends by itself")
+    assert started_at(pid), "and its environment is kept"
+
+
 def test_an_allowed_origin_may_read_answers_and_failures(toys: Toys) -> None:
     headers = {"origin": "https://b.example", "content-type": "application/json"}
     for body in (b"{}", b'{"do": "raise"}'):
@@ -223,11 +305,50 @@ def test_another_origin_may_not(toys: Toys) -> None:
 
 def test_a_preflight_is_answered_by_the_gateway(toys: Toys) -> None:
     headers = {"origin": "https://a.example", "access-control-request-method": "POST"}
-    answer = request(toys.api_url, "OPTIONS", "/toy", headers=headers)
+    for path in ("/toy", "/any/x", "/nothing"):
+        answer = request(toys.api_url, "OPTIONS", path, headers=headers)
 
-    assert answer.status == 204
-    assert "POST" in answer.headers["access-control-allow-methods"]
-    assert answer.headers["access-control-allow-headers"] == "content-type"
+        assert (answer.status, answer.body) == (204, b"")
+        assert answer.headers["access-control-allow-origin"] == "https://a.example"
+        assert answer.headers["access-control-allow-methods"] == "GET,POST"
+        assert answer.headers["access-control-allow-headers"] == "content-type"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example", "access-control-request-method": "POST"},
+        {"origin": "https://a.example"},
+        {"access-control-request-method": "POST"},
+        {},
+    ],
+)
+def test_what_is_no_preflight_of_an_allowed_origin_is_told_nothing(
+    toys: Toys, headers: dict[str, str]
+) -> None:
+    answer = request(toys.api_url, "OPTIONS", "/any/x", headers=headers)
+
+    assert (answer.status, answer.body) == (204, b"")
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+def test_a_functions_own_cors_headers_count_for_nothing(toys: Toys) -> None:
+    headers = {"Access-Control-Allow-Origin": "*", "access-control-allow-credentials": "true"}
+    answer = toys.order(do="answer", answer={"statusCode": 200, "headers": headers})
+
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+def test_an_answer_without_a_type_is_text(toys: Toys) -> None:
+    answer = toys.order(do="answer", answer={"statusCode": 200, "body": "{}"})
+
+    assert answer.headers["content-type"] == "text/plain;charset=UTF-8"
+
+
+def test_head_is_answered_without_a_body_where_there_is_a_route_for_it(toys: Toys) -> None:
+    answer = request(toys.api_url, "HEAD", "/any/x")
+
+    assert (answer.status, answer.body) == (200, b"")
 
 
 def test_a_connection_carries_many_requests(toys: Toys) -> None:

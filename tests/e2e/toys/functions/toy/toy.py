@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from typing import Any
 def handler(event: dict[str, Any], context: Any) -> Any:
     is_http = "requestContext" in event
     order = _order(event) if is_http else event
+    if order.get("do") in ANSWERS:
+        return ANSWERS[order["do"]](order)
     match order.get("do"):
         case "raise":
             raise ValueError("the secret detail")
@@ -27,14 +30,6 @@ def handler(event: dict[str, Any], context: Any) -> Any:
         case "print":
             sys.stdout.write(json.dumps({"printed": order["text"]}) + "\n")
             sys.stdout.flush()
-        case "answer":
-            return order["answer"]
-        case "repeat":
-            return order["text"] * order["times"]
-        case "count":
-            return _count(Path(order["file"]), order.get("failures", 0))
-        case "invoke":
-            return _invoke(order)
     report = {
         "event": event,
         "pid": os.getpid(),
@@ -47,12 +42,13 @@ def handler(event: dict[str, Any], context: Any) -> Any:
     return {"statusCode": 200, "body": json.dumps(report)} if is_http else report
 
 
-def _count(file: Path, failures: int) -> int:
+def _count(order: dict[str, Any]) -> int:
     """Write the time into the file; the first so many times it is a failure."""
+    file = Path(order["file"])
     with file.open("a") as stream:
         stream.write(f"{time.monotonic()}\n")
     count = len(file.read_text().splitlines())
-    if count <= failures:
+    if count <= order.get("failures", 0):
         raise ValueError(f"failure {count}")
     return count
 
@@ -72,3 +68,11 @@ def _order(event: dict[str, Any]) -> dict[str, Any]:
     except ValueError:
         return {}
     return order if isinstance(order, dict) else {}
+
+
+ANSWERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "answer": lambda order: order["answer"],
+    "repeat": lambda order: order["text"] * order["times"],
+    "count": _count,
+    "invoke": _invoke,
+}
