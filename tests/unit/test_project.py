@@ -340,3 +340,9 @@ def test_no_file_names_a_place_on_somebodys_machine() -> None:
     found = [f"{place}: {hit[0]}" for place, text in texts() if (hit := places.search(text))]
     assert found == []
     assert [place for place, text in texts() if str(ROOT) in text] == []
+
+
+def test_every_decision_is_listed() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = set(re.findall(r"\]\((\S+?\.md)\)", (folder / "README.md").read_text()))
+    assert listed == {page.name for page in folder.glob("*.md")} - {"README.md"}
