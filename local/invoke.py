@@ -76,7 +76,7 @@ def _readable(log_result: str, function: str) -> list[str]:
     lines = base64.b64decode(log_result).decode(errors="replace").splitlines()
     told = [text for line in lines if not line.startswith(FRAME) for text in invocation.readable(line)]
     report = [
-        f"{function}  {' '.join(line.split(maxsplit=3)[3:])}" for line in lines if line.startswith("REPORT")
+        "  ".join([function, *line.split("\t")[1:]]).rstrip() for line in lines if line.startswith("REPORT")
     ]
     cut = [f"… (all of it: make logs F={function})"] if lines and not lines[0].startswith("START") else []
     return [*cut, *told, *report]
