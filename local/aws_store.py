@@ -25,7 +25,7 @@ from local.aws_gaps import put_around
 from local.state import BLOCK, Index, State
 
 INTERVAL = 1.0  # seconds between looks, and at least so many times what a look took
-PATIENCE = 20
+PATIENCE = 3
 SETTLED = 2.0  # seconds after which nobody is still reading a new object's content for its ETag
 
 # What is kept of an object beside its content: moto's attributes of plain values.
@@ -134,8 +134,8 @@ class Store:
             log.warning("%s/%s is lost: %s", bucket.name, name, error)
             key.dispose()
             return
-        for attribute in PLAIN:
-            setattr(key, attribute, kept["plain"][attribute])
+        for attribute, value in kept["plain"].items():
+            setattr(key, attribute, value)
         key._metadata.update(kept["metadata"])  # noqa: SLF001
         key.last_modified = datetime.fromisoformat(kept["last_modified"])
         self._contents[key] = kept["sha256"]
@@ -186,7 +186,7 @@ class Store:
                         "name": name,
                         "sha256": sha256,
                         "bytes": each.contentsize,
-                        "plain": {attribute: getattr(each, attribute) for attribute in PLAIN},
+                        "plain": {attribute: _json(getattr(each, attribute)) for attribute in PLAIN},
                         "metadata": dict(each.metadata),
                         "last_modified": each.last_modified.isoformat(),
                         "tags": _tags(bucket, each),
@@ -221,6 +221,11 @@ class Store:
                 )
 
 
+def _json(value: Any) -> Any:
+    """Some of moto's texts are bytes."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
 def _tags(bucket: FakeBucket, key: FakeKey) -> list[dict[str, str]]:
     tags: list[dict[str, str]] = s3_backends[bucket.account_id]["aws"].tagger.list_tags_for_resource(key.arn)[
         "Tags"
@@ -241,7 +246,7 @@ def _restore_key(key: Key, key_id: str, kept: dict[str, Any]) -> None:
     key.key_material = base64.b64decode(kept["material"])
     key.deletion_date = datetime.fromisoformat(kept["deletion_date"]) if kept["deletion_date"] else None
     for name in OF_A_KEY:
-        setattr(key, name, kept[name])
+        setattr(key, name, kept.get(name, getattr(key, name)))
     backend.keys[key_id] = key
     for alias in kept["aliases"]:
         backend.create_alias(key_id, alias)
