@@ -14,6 +14,8 @@ from botocore.exceptions import ClientError
 from local import aws
 from tests.e2e.local_cloud import TOYS, Toys, request, start_toys, until
 
+pytestmark = pytest.mark.xdist_group("toys")
+
 ASYNCHRONOUS = TOYS.with_name("asynchronous.yaml")
 FUNCTION_ARN = f"arn:aws:lambda:us-east-1:{aws.ACCOUNT}:function"
 

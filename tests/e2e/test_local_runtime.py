@@ -1,7 +1,6 @@
 """Execution environments: what a function sees, how many there are, and how they end."""
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -158,11 +157,14 @@ def test_closing_ends_every_process_and_starts_no_more(toys: Toys, tmp_path: Pat
     children = Children(tmp_path / "processes")
     pool = Pool(toys.function, children, tmp_path / "toy.log", LIMIT)
     pid = report(tell(pool))["pid"]
-    waiting = threading.Thread(target=tell, args=(pool,), kwargs={"do": "sleep", "seconds": 1.5})
-    waiting.start()
-    children.close()
-    waiting.join()
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(tell, pool, do="sleep", seconds=1.5)
+        until(lambda: pool.busy, "it runs")
+        children.close()
+        error = running.exception()
     pool.close()
+
+    assert error is None or isinstance(error, StoppingError)
 
     # The kernel ends it because its parent, the emulator, has ended.
     until(lambda: started_at(pid) is None, "the function's process ends")
