@@ -89,7 +89,7 @@ def assemble(data: Data, port: int, cleanup: ExitStack) -> Stack:
     cleanup.callback(asynchronous.close)
     _migrate(runtime, data)
     key = service_key.seed(ground.owner_url, ground.credentials)
-    hide(ground.secrets)
+    hide([key])
     gateway = Gateway(app.api, runtime)
     api_url = _serve(Server(ground.listener, reload.before(gateway)), cleanup)
     _ask_health(api_url)
@@ -182,6 +182,7 @@ def _resources(
             owner_url=ground.owner_url,
             direct_url=ground.overrides.get("DATABASE_DIRECT_URL"),
         )
+        hide(ground.secrets)
         return app, wired
 
     return read

@@ -13,7 +13,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from moto.core.exceptions import ServiceException
+from moto.core.exceptions import JsonRESTError, ServiceException
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.events.models import Rule, events_backends
 from moto.s3 import notifications
@@ -56,7 +56,7 @@ def _deliver(rule: Rule, original: dict[str, Any], transform_input: bool = True)
         body = target_input(target, event, rule)
         try:
             _send(rule, target, event, body)
-        except (ServiceException, LookupError):
+        except (ServiceException, JsonRESTError, LookupError):
             log.exception("%s could not deliver to %s", rule.name, target["Arn"])
             if dead_letters := target.get("DeadLetterConfig", {}).get("Arn"):
                 _send_to_queue(dead_letters, body, None)

@@ -8,6 +8,7 @@ import base64
 import json
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -211,6 +212,8 @@ class _Poller(threading.Thread):
         except (BotoCoreError, ClientError) as error:
             if not self.stopping.is_set():
                 say(f"{self._mapped.logical_id}: a batch can't be taken from the queue: {error}")
+        except Exception:  # noqa: BLE001  the thread's end: nobody else would hear of a defect
+            say(f"{self._mapped.logical_id}: a batch stays in the queue:\n{traceback.format_exc()}")
         finally:
             self._slots.release()
 
