@@ -105,7 +105,7 @@ class Reload:
         if self._apply is None or (edition := self._sources.edition()) == self._applied:
             return
         with self._lock:
-            if edition <= self._applied or self._stopped.is_set():
+            if edition <= self._applied or self._stopped.is_set() or not self._is_there():
                 return
             name = self._template.name
             try:
@@ -116,6 +116,13 @@ class Reload:
             except Exception:  # noqa: BLE001  what SAM and moto make of a broken template is theirs to choose
                 say(f"{name} has changed and can't be applied; restart `make dev`.\n{traceback.format_exc()}")
             self._applied = edition
+
+    def _is_there(self) -> bool:
+        """Not while an editor has emptied it, or put it aside to put another in its place."""
+        try:
+            return self._template.stat().st_size > 0
+        except FileNotFoundError:
+            return False
 
     def _watch(self) -> None:
         while not self._stopped.wait(INTERVAL):

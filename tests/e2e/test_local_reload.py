@@ -362,6 +362,23 @@ def test_a_broken_template_changes_nothing_and_the_terminal_says_why(
     assert toys.report().json()["environment"]["NUMBER"] == "9", "the next one that is whole applies"
 
 
+def test_a_template_that_is_being_replaced_is_waited_for(
+    toys: Editable, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = toys.template.read_text()
+    capfd.readouterr()
+    toys.template.write_text("")
+    time.sleep(0.1)
+    assert toys.report().status == 200
+    toys.template.unlink()
+    time.sleep(0.1)
+    assert toys.report().status == 200
+    toys.template.write_text(text.replace("MemorySize: 256", "MemorySize: 384"))
+
+    assert toys.report().json()["memory"] == "384"
+    assert "not applied" not in capfd.readouterr().out
+
+
 def test_without_a_request_a_change_is_applied_within_a_second_or_so(
     toys: Editable, capfd: pytest.CaptureFixture[str]
 ) -> None:
