@@ -62,7 +62,8 @@ class Gateway:
             return _NOT_FOUND
         if too_large:
             return _TOO_LARGE
-        event = json.dumps(http_event(request, match, request_id=request_id, now=datetime.now(UTC))).encode()
+        made = http_event(request, match, request_id=request_id, now=datetime.now(UTC))
+        event = json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode()
         return _TOO_LARGE if len(event) > MAX_EVENT else self._invoke(match, event)
 
     def _invoke(self, match: Match, event: bytes) -> HttpAnswer:

@@ -227,6 +227,13 @@ def test_a_body_over_the_gateways_limit_that_is_sent_all_the_same_is_a_413(toys:
     assert (answer.status, answer.json()) == (413, {"message": "Request Entity Too Large"})
 
 
+def test_the_limit_counts_bytes_as_they_are_sent(toys: Toys) -> None:
+    order = {"do": "answer", "answer": {"statusCode": 202}, "filler": "é" * (2 * 1024 * 1024)}
+    body = json.dumps(order, ensure_ascii=False).encode()
+
+    assert request(toys.api_url, "POST", "/toy", body, JSON).status == 202
+
+
 def test_an_answer_over_lambdas_limit_is_a_500(toys: Toys) -> None:
     answer = toys.order(do="repeat", text="x" * 1000, times=7000)
 
