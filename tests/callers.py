@@ -29,6 +29,7 @@ PEM = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyI
 # Every function with a router, by the path its routes begin with.
 FUNCTIONS: dict[str, tuple[api.Router, api.Handler]] = {
     "/v1/credits": (credits.router, credits.handler),
+    "/v1/admin/credits": (credits.router, credits.handler),
     "/v1/me": (account.router, account.handler),
     "/v1/plans": (plans.router, plans.handler),
 }

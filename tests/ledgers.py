@@ -16,7 +16,7 @@ import psycopg
 from psycopg.rows import DictRow
 from tests.databases import Database
 
-from backplane import db, ledger
+from backplane import db, holds, ledger
 
 _numbers = itertools.count(1)
 
@@ -119,6 +119,57 @@ def debit(
     )
 
 
+def hold(
+    organization_id: UUID,
+    quantity: int = 1,
+    operation: str = "ai_text_chat",
+    *,
+    key: str | None = None,
+    expires_in: int = 900,
+) -> UUID:
+    """A hold of so many units, under a key of its own unless one is given."""
+    key = key or f"test-{next(_numbers)}"
+    return holds.hold(organization_id, operation, quantity, expires_in=expires_in, key=key, actor="user:1")[
+        0
+    ].id
+
+
+def settle(
+    organization_id: UUID,
+    hold_id: UUID,
+    *,
+    key: str | None = None,
+    quantity: int | None = None,
+    amount: int | None = None,
+) -> tuple[holds.Settlement, bool]:
+    key = key or f"test-{next(_numbers)}"
+    return holds.settle(organization_id, hold_id, quantity=quantity, amount=amount, key=key, actor="key:1")
+
+
+def release(organization_id: UUID, hold_id: UUID, *, key: str | None = None) -> tuple[holds.Release, bool]:
+    return holds.release(organization_id, hold_id, key=key or f"test-{next(_numbers)}", actor="key:1")
+
+
+def pass_holds_expiry(database: Owned, hold_id: UUID) -> None:
+    """Lets the clock reach a hold's expiry."""
+    rows(database, "UPDATE credits.holds SET expires_at = clock_timestamp() WHERE id = %s", hold_id)
+    rows(
+        database,
+        """
+        UPDATE credits.accounts AS a
+        SET next_due_at = least(a.next_due_at, h.expires_at)
+        FROM credits.holds AS h
+        WHERE h.id = %s AND a.organization_id = h.organization_id
+        """,
+        hold_id,
+    )
+
+
+def held(database: Owned, hold_id: UUID) -> dict[str, Any]:
+    """A hold's row."""
+    return rows(database, "SELECT * FROM credits.holds WHERE id = %s", hold_id)[0]
+
+
 def pass_expiry(database: Owned, grant_id: UUID) -> None:
     """Lets the clock reach a grant's expiry."""
     rows(database, "UPDATE credits.grants SET expires_at = clock_timestamp() WHERE id = %s", grant_id)
@@ -176,7 +227,7 @@ def assert_books_balance(database: Owned, organization_id: UUID) -> None:
     for entry in booked:
         total += entry["amount"]
         assert entry["available_after"] + entry["held_after"] - entry["debt_after"] == total
-        if entry["kind"] == "debit":
+        if entry["kind"] in {"debit", "settle"}:
             assert sum(amount for _, amount in entry["allocations"]) == -entry["amount"]
     if booked:
         last = booked[-1]
@@ -185,5 +236,25 @@ def assert_books_balance(database: Owned, organization_id: UUID) -> None:
             account["held"],
             account["debt"],
         )
+    open_holds = rows(
+        database,
+        """
+        SELECT amount, expires_at,
+               (SELECT coalesce(sum(a.amount), 0) FROM unnest(allocations) AS a) AS allocated
+        FROM credits.holds
+        WHERE organization_id = %s AND state = 'open'
+        """,
+        organization_id,
+    )
+    assert account["held"] == sum(hold["amount"] for hold in open_holds)
+    assert all(hold["allocated"] == hold["amount"] for hold in open_holds)
+    refunded: dict[UUID, int] = {}
+    for entry in booked:
+        if entry["kind"] == "refund":
+            refunded[entry["source_id"]] = refunded.get(entry["source_id"], 0) + entry["amount"]
+    assert all(refunded.get(entry["id"], 0) <= -entry["amount"] for entry in booked if entry["amount"] < 0)
     due = [grant["expires_at"] for grant in given if grant["live"] and grant["expires_at"]]
+    due += [hold["expires_at"] for hold in open_holds]
     assert not due or account["next_due_at"] <= min(due)
+    proof = rows(database, "SELECT * FROM credits.audit(%s)", organization_id)[0]
+    assert (proof["ok"], proof["faults"]) == (True, [])

@@ -68,6 +68,18 @@ INSERTS = {
             (organization_id, version, kind, amount, available_after, held_after, debt_after, actor)
         VALUES (%(organization)s, 1, 'grant', 100, 100, 0, 0, 'system')
     """,
+    "credits.holds": """
+        INSERT INTO credits.holds
+            (organization_id, operation, quantity, unit_cost, amount, allocations, expires_at,
+             idempotency_key, request_hash, actor)
+        VALUES (%(organization)s, 'ai_text_chat', 1, 0, 0, '{}', now(), 'key', sha256('request'), 'user:1')
+    """,
+    "credits.refunds": """
+        INSERT INTO credits.refunds (id, organization_id, debit_id, amount, refunded_total, reason)
+        SELECT id, organization_id, id, 1, 1, 'failed'
+        FROM credits.entries
+        WHERE organization_id = %(organization)s
+    """,
     "credits.sign_up_claims": """
         INSERT INTO credits.sign_up_claims (email_hash, organization_id)
         VALUES (sha256(convert_to(%(n)s::text, 'UTF8')), %(organization)s)

@@ -1,17 +1,21 @@
-"""Credits: balance, debits, entries, prices and usage of the caller's organisation."""
+"""Credits: balance, debits, holds, refunds, entries, prices, usage and audit of the caller's organisation."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
+from uuid import UUID
 
 from aws_lambda_powertools.event_handler.openapi.params import Query
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from backplane import api, db, ledger
+from backplane import api, audits, corrections, db, holds, ledger
 
 MAX_QUANTITY = 1_000_000
+MAX_AMOUNT = 1_000_000_000
 MAX_DETAILS_BYTES = 4096  # kept for ever, and answered again with each page of entries
 
 router = api.Router()
+
+Reason = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*\S[^\x00]*$")]
 
 
 class DebitRequest(api.Body):
@@ -25,6 +29,41 @@ class DebitRequest(api.Body):
         if details is not None and len(json.dumps(details, ensure_ascii=False).encode()) > MAX_DETAILS_BYTES:
             raise ValueError(f"at most {MAX_DETAILS_BYTES} bytes of JSON are kept")
         return details
+
+
+class HoldRequest(DebitRequest):
+    expires_in: int = Field(default=holds.DEFAULT_SECONDS, ge=1, le=holds.MAX_SECONDS)  # seconds
+
+
+class SettleRequest(api.Body):
+    """What was used, in units or in credits. Neither: all that was held."""
+
+    quantity: int | None = Field(default=None, ge=0, le=MAX_QUANTITY)
+    amount: int | None = Field(default=None, ge=0, le=MAX_AMOUNT)
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Self:
+        if self.quantity is not None and self.amount is not None:
+            raise ValueError("send quantity or amount, not both")
+        return self
+
+
+class RefundRequest(api.Body):
+    amount: int | None = Field(default=None, ge=1, le=MAX_AMOUNT)  # None: all that is left
+    reason: Reason
+
+
+class AdjustmentRequest(api.Body):
+    amount: int = Field(ge=-MAX_AMOUNT, le=MAX_AMOUNT)  # below 0: to take
+    reason: Reason
+    allow_debt: bool = False
+
+    @field_validator("amount")
+    @classmethod
+    def _not_nothing(cls, amount: int) -> int:
+        if amount == 0:
+            raise ValueError("an adjustment gives or takes something")
+        return amount
 
 
 @router.get("/v1/credits", scope="read")
@@ -52,6 +91,56 @@ def debit(body: DebitRequest, caller: api.Caller, key: api.IdempotencyKey) -> ap
     return api.answer(made, status_code=201, replayed=replayed)
 
 
+@router.post("/v1/credits/holds", scope="credits:spend", status_code=201)
+def hold(body: HoldRequest, caller: api.Caller, key: api.IdempotencyKey) -> api.Response[holds.Hold]:
+    made, replayed = holds.hold(
+        caller.organization_id,
+        body.operation,
+        body.quantity,
+        expires_in=body.expires_in,
+        key=key,
+        actor=caller.actor,
+        details=body.details,
+    )
+    return api.answer(made, status_code=201, replayed=replayed)
+
+
+@router.post("/v1/credits/holds/<hold_id>/settle", scope="credits:settle")
+def settle(
+    hold_id: UUID, body: SettleRequest, caller: api.Caller, key: api.IdempotencyKey
+) -> api.Response[holds.Settlement]:
+    made, replayed = holds.settle(
+        caller.organization_id,
+        hold_id,
+        quantity=body.quantity,
+        amount=body.amount,
+        key=key,
+        actor=caller.actor,
+    )
+    return api.answer(made, replayed=replayed)
+
+
+@router.post("/v1/credits/holds/<hold_id>/release", scope="credits:settle")
+def release(hold_id: UUID, caller: api.Caller, key: api.IdempotencyKey) -> api.Response[holds.Release]:
+    made, replayed = holds.release(caller.organization_id, hold_id, key=key, actor=caller.actor)
+    return api.answer(made, replayed=replayed)
+
+
+@router.post("/v1/credits/debits/<debit_id>/refunds", scope="credits:refund", status_code=201)
+def refund(
+    debit_id: UUID, body: RefundRequest, caller: api.Caller, key: api.IdempotencyKey
+) -> api.Response[corrections.Refund]:
+    made, replayed = corrections.refund(
+        caller.organization_id,
+        debit_id,
+        amount=body.amount,
+        reason=body.reason,
+        key=key,
+        actor=caller.actor,
+    )
+    return api.answer(made, status_code=201, replayed=replayed)
+
+
 @router.get("/v1/credits/entries", scope="read")
 def entries(caller: api.Caller, limit: api.Limit = 20, cursor: api.Cursor = None) -> api.Page[ledger.Entry]:
     before = api.decode_cursor(cursor, int)
@@ -69,6 +158,26 @@ def usage(caller: api.Caller, days: Annotated[int, Query(ge=1, le=366)] = 30) ->
     return db.run(
         lambda tx: ledger.usage(tx, caller.organization_id, days=days), organization_id=caller.organization_id
     )
+
+
+@router.get("/v1/credits/audit", scope="read")
+def audit(caller: api.Caller) -> audits.Audit:
+    return audits.audit(caller.organization_id)
+
+
+@router.post("/v1/admin/credits/<organization_id>/adjustments", scope="admin", status_code=201)
+def adjust(
+    organization_id: UUID, body: AdjustmentRequest, caller: api.Caller, key: api.IdempotencyKey
+) -> api.Response[corrections.Adjustment]:
+    made, replayed = corrections.adjust(
+        organization_id,
+        body.amount,
+        reason=body.reason,
+        allow_debt=body.allow_debt,
+        key=key,
+        actor=caller.actor,
+    )
+    return api.answer(made, status_code=201, replayed=replayed)
 
 
 handler = api.lambda_handler(router)

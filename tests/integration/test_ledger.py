@@ -287,7 +287,7 @@ def test_a_job_that_sees_everybody_reads_one_organisation_at_a_time(system_db: D
 
 # ---- append-only ----
 
-TABLES = ("entries", "accounts", "grants")
+TABLES = ("entries", "accounts", "grants", "holds", "refunds")
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_no_role_writes_the_ledgers_tables_itself(system_db: Database, role: str
     assert_books_balance(system_db, organization_id)
 
 
-def test_the_application_may_spend_and_nothing_else(system_db: Database) -> None:
+def test_only_jobs_and_senders_grant_and_claw_back(system_db: Database) -> None:
     """And nobody calls the functions that trust their caller to hold the account's lock."""
     callable_by = {
         row["name"]: {role for role in ("app", "system", "backup") if row[role]}
@@ -340,15 +340,32 @@ def test_the_application_may_spend_and_nothing_else(system_db: Database) -> None
             """,
         )
     }
+    everyone, jobs, nobody = {"app", "system"}, {"system"}, set[str]()
     assert callable_by == {
-        "debit": {"app", "system"},
-        "costs": {"app", "system"},
-        "grant_credits": {"system"},
-        "end_subscription": {"system"},
-        "claim_sign_up": {"system"},
-        "book": set(),
-        "end_grant": set(),
-        "settle_due": set(),
+        "debit": everyone,
+        "hold": everyone,
+        "settle": everyone,
+        "release": everyone,
+        "refund": everyone,
+        "adjust": everyone,
+        "costs": everyone,
+        "is_over": everyone,
+        "audit": everyone,
+        "book_due": everyone,
+        "grant_credits": jobs,
+        "end_subscription": jobs,
+        "claim_sign_up": jobs,
+        "claw_back": jobs,
+        "restore_claw_back": jobs,
+        "book": nobody,
+        "burn": nobody,
+        "current_account": nobody,
+        "end_grant": nobody,
+        "free_hold": nobody,
+        "give_back": nobody,
+        "part": nobody,
+        "perishable_first": nobody,
+        "settle_due": nobody,
     }
 
 

@@ -1,23 +1,26 @@
 """Credits: grants in, debits out, an append-only entry for each.
 
-Every mutation is one SQL function (functions/migrate/migrations/0007_ledger.sql), one round trip,
-exact under concurrency; what is here gives it names and types. Amounts are whole credits.
+Every mutation is one SQL function (functions/migrate/migrations/0007_ledger.sql and
+0009_ledger_operations.sql), one round trip, exact under concurrency; what is here gives it names and
+types. Amounts are whole credits. Holds are in holds.py, what puts an entry right (refunds,
+claw-backs, adjustments) in corrections.py, the proof of the books in audits.py.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
 import psycopg
+from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel, Field
 
 from backplane import db, outbox
-from backplane.problems import IdempotencyConflict, InsufficientCredits, NotFound, Unprocessable
+from backplane.problems import IdempotencyConflict, InsufficientCredits, NotFound, Problem, Unprocessable
 
 # Lower burns first: what expires soonest is spent before what was bought to keep.
 PRIORITY = {"plan": 10, "promotion": 20, "sign_up": 30, "adjustment": 40, "pack": 50}
@@ -115,16 +118,13 @@ def debit(
         "actor": actor,
         "details": None if details is None else Jsonb(details),
     }
-    if tx is not None:
-        row = tx.execute(query, params).fetchone()
-    else:
-        try:
-            row = db.call(query, params)
-        except psycopg.errors.UniqueViolation:
-            # The same key committed while we waited for the account: now it answers with a replay.
-            row = db.call(query, params)
-    if row is None:
-        raise RuntimeError("credits.debit answers one row")
+    try:
+        row = answer_of(query, params, tx)
+    except psycopg.errors.UniqueViolation:
+        if tx is not None:
+            raise
+        # The same key committed while we waited for the account: now it answers with a replay.
+        row = answer_of(query, params, tx)
     return _debit_answer(row, operation)
 
 
@@ -134,24 +134,41 @@ def _debit_answer(row: Mapping[str, Any], operation: str) -> tuple[Debit, bool]:
             return Debit.model_validate(row), False
         case "replayed":
             return Debit.model_validate(row), True
-        case "conflict":
-            raise IdempotencyConflict(
-                "This Idempotency-Key was used for another request. Send a new key, or repeat the first one."
-            )
         case "insufficient":
             raise InsufficientCredits(
                 f"{operation} costs {row['amount']} credits and {row['available_after']} are available."
                 " Buy a pack or upgrade the plan, then repeat the request with the same key."
             )
+        case outcome:
+            raise refusal(outcome, operation)
+
+
+def answer_of(query: str, params: Mapping[str, Any], tx: db.Tx | None) -> DictRow:
+    """The row that a function of the ledger answers, in the caller's transaction or in its own."""
+    text = query.encode()
+    row = db.call(text, params) if tx is None else tx.execute(text, params).fetchone()
+    if row is None:
+        raise RuntimeError("the ledger's functions answer one row")
+    return row
+
+
+def refusal(outcome: str, operation: str | None = None) -> Problem:
+    """The refusals that several functions of the ledger share."""
+    match outcome:
+        case "conflict":
+            return IdempotencyConflict(
+                "This Idempotency-Key was used for another request. Send a new key, or repeat the first one."
+            )
         case "unknown_operation":
-            raise Unprocessable(
+            return Unprocessable(
                 f"There is no operation {operation!r}. GET /v1/credits/costs lists what can be debited.",
                 errors=[
                     {"loc": ["body", "operation"], "msg": "Unknown operation", "type": "unknown_operation"}
                 ],
             )
-        case _:
-            raise NotFound("This organisation has no credit account.")
+        case "unknown_account":
+            return NotFound("This organisation has no credit account.")
+    raise RuntimeError(f"the ledger answered {outcome!r}")
 
 
 def request_hash(*parts: object) -> bytes:
@@ -224,33 +241,53 @@ def end_subscription(
 
 
 def balance(tx: db.Tx, organization_id: UUID) -> Balance:
-    """What can be spent now: grants past their expiry are left out, though not booked yet.
+    """What can be spent now: grants past their expiry are left out and holds past theirs are back,
+    though not booked yet.
 
     One statement, so that the account and its grants are of one moment. Raises NotFound.
     """
     rows = tx.execute(
         """
-        SELECT a.available, a.held, a.debt, a.updated_at,
-               g.id, g.source, g.amount, g.remaining, g.expires_at,
-               g.expires_at <= clock_timestamp() IS TRUE AS due
-        FROM credits.accounts AS a
-        LEFT JOIN credits.grants AS g ON g.organization_id = a.organization_id AND g.live
-        WHERE a.organization_id = %s
+        WITH back AS (
+            SELECT u.grant_id, sum(u.amount)::bigint AS credits
+            FROM credits.holds AS h
+            CROSS JOIN unnest(h.allocations) AS u
+            WHERE h.organization_id = %(organization_id)s
+              AND h.state = 'open'
+              AND h.expires_at <= statement_timestamp()
+            GROUP BY u.grant_id
+        )
+        SELECT b.available, b.held, b.debt, b.updated_at,
+               g.id, g.source, g.amount, g.remaining + coalesce(back.credits, 0) AS remaining, g.expires_at
+        FROM credits.balances AS b
+        LEFT JOIN (credits.grants AS g LEFT JOIN back ON back.grant_id = g.id)
+            ON g.organization_id = b.organization_id
+            AND (g.live OR back.credits > 0)
+            AND NOT credits.is_over(g, statement_timestamp())
+        WHERE b.organization_id = %(organization_id)s
         ORDER BY g.priority, g.expires_at NULLS LAST, g.created_at, g.id
         """,
-        [organization_id],
+        {"organization_id": organization_id},
     ).fetchall()
     if not rows:
         raise NotFound("This organisation has no credit account.")
-    account = rows[0]
-    grants = [row for row in rows if row["id"] is not None]
+    grants = [LiveGrant.model_validate(row) for row in rows if row["id"] is not None]
     return Balance(
-        available=account["available"] - sum(row["remaining"] for row in grants if row["due"]),
-        held=account["held"],
-        debt=account["debt"],
-        grants=[LiveGrant.model_validate(row) for row in grants if not row["due"]],
-        updated_at=account["updated_at"],
+        available=rows[0]["available"],
+        held=rows[0]["held"],
+        debt=rows[0]["debt"],
+        grants=list(_without(grants, sum(grant.remaining for grant in grants) - rows[0]["available"])),
+        updated_at=rows[0]["updated_at"],
     )
+
+
+def _without(grants: Iterable[LiveGrant], paid: int) -> Iterator[LiveGrant]:
+    """The grants less what a hold past its expiry pays of a debt when it is booked."""
+    for grant in grants:
+        kept = max(grant.remaining - paid, 0)
+        paid -= grant.remaining - kept
+        if kept:
+            yield grant.model_copy(update={"remaining": kept})
 
 
 def entries(tx: db.Tx, organization_id: UUID, *, before_version: int | None, limit: int) -> list[Entry]:
