@@ -249,7 +249,7 @@ def test_a_queue_that_shows_a_message_again_too_soon_is_refused(toys: Toys) -> N
     arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     properties = {"EventSourceArn": arn, "FunctionName": toys.runtime.find("Idle").name}
 
-    with pytest.raises(Refusal, match="VisibilityTimeout is 0 s, less than the 1 s of worker's Timeout"):
+    with pytest.raises(Refusal, match="VisibilityTimeout is 0 s, less than the 2 s of worker's Timeout"):
         queues.mappings([Resource("Mapping", queues.KIND, properties)], toys.runtime, toys.client)
 
 
