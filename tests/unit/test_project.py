@@ -30,6 +30,7 @@ LOGINS = {
     "clerk_webhook": "backplane_system",
     "credits": "backplane_app",
     "health": "backplane_system",
+    "ledger_audit": "backplane_system",
     "migrate": None,
     "outbox_publisher": "backplane_system",
     "plans": "backplane_app",
