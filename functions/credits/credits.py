@@ -15,7 +15,7 @@ MAX_DETAILS_BYTES = 4096  # kept for ever, and answered again with each page of 
 
 router = api.Router()
 
-Reason = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*\S[^\x00]*$")]
+Reason = Annotated[str, Field(min_length=1, max_length=500, pattern=r"\S")]
 
 
 class DebitRequest(api.Body):
