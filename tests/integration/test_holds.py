@@ -404,6 +404,28 @@ def test_what_comes_back_pays_a_debt_first(system_db: Database, closed_by: str) 
     assert_books_balance(system_db, organization_id)
 
 
+@pytest.mark.parametrize("closed_by", ["release", "settle"])
+def test_a_debt_is_paid_with_what_would_lapse_then_in_burn_order(system_db: Database, closed_by: str) -> None:
+    organization_id = new_account(system_db)
+    spent = give(organization_id, 6, source="plan", expires_at=soon(1))
+    debit(organization_id, quantity=6)
+    give(organization_id, 10, source="promotion", expires_at=soon(2))
+    lapsing = give(organization_id, 10, source="promotion", expires_at=soon(3))
+    give(organization_id, 10, source="pack")
+    hold_id = hold(organization_id, 30)
+    pass_expiry(system_db, lapsing)
+    debt = claw_back(spent).owed + claw_back(lapsing, 8, key="refund:re_2").owed
+    assert debt == 14
+    if closed_by == "release":
+        release(organization_id, hold_id)
+        assert remaining(system_db, organization_id) == [0, 6, 0, 10]
+    else:
+        settle(organization_id, hold_id, amount=3)  # 3 of what lapses, then the debt: 7 of it and 7 more
+        assert remaining(system_db, organization_id) == [0, 3, 0, 10]
+    assert balance(organization_id)[1:] == (0, 0)
+    assert_books_balance(system_db, organization_id)
+
+
 def test_a_read_of_due_holds_says_what_booking_them_will(system_db: Database) -> None:
     """Several holds past their time, a debt, and credits that lapse on their return."""
     organization_id = new_account(system_db)

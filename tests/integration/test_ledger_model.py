@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
@@ -212,6 +213,13 @@ class LedgerAndModel(RuleBasedStateMachine):
         return f"key-{next(self.numbers)}"
 
     # ---- credits in ----
+
+    @initialize(amounts=st.lists(st.integers(min_value=1, max_value=12), min_size=3, max_size=3))
+    def begin_with_a_few_small_grants(self, amounts: list[int]) -> None:
+        """So that what is debited and held spans several."""
+        self.grant_a_period(amounts[0], "sub_1", 1)
+        self.grant_credits(amounts[1], "promotion", 1)
+        self.grant_credits(amounts[2], "pack", None)
 
     def grant(self, amount: int, source: str, **fields: Any) -> Granted:
         request = make_grant(self.organization_id, amount, source=source, **fields)
@@ -530,8 +538,8 @@ def test_any_sequence_of_mutations_ends_where_the_model_says(system_db: Database
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=50,
-            stateful_step_count=25,
+            max_examples=60,
+            stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             print_blob=True,
