@@ -1,6 +1,7 @@
 """Holds: set aside, settled below, at and above, released, expired; whoever races, one wins."""
 
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -8,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
@@ -608,3 +609,86 @@ def test_processes_that_hold_settle_and_repeat_use_what_they_say(database: Datab
         seen = ledger.balance(tx, organization_id)
     assert (seen.available, seen.held) == (55 - used, 0)
     assert_books_balance(database, organization_id)
+
+
+# ---- whatever dies ----
+
+T = TypeVar("T")
+
+
+class Insistent:
+    """A caller whose sessions are killed: he asks again, under the same key, until he is answered."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: db.Tx | None = None
+
+    def ask(self, function: Callable[..., T], *args: Any, **request: Any) -> T:
+        for _ in range(1000):
+            try:
+                if self._connection is None:
+                    self._connection = self._database.connect("backplane_app")
+                return function(*args, tx=self._connection, **request)
+            except psycopg.OperationalError:
+                self.leave()
+        raise AssertionError("a caller must be answered in the end")
+
+    def leave(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+
+def test_killed_backends_lose_no_hold_and_close_none_twice(system_db: Database) -> None:
+    organization_id = new_account(system_db, 300, 300, 400)
+    over = threading.Event()
+    luck = random.Random(11)
+
+    def kill() -> int:
+        killed = 0
+        with system_db.connect() as killer:
+            while not over.wait(luck.uniform(0, 0.02)):
+                killed += killer.execute(
+                    """
+                    SELECT pg_terminate_backend(pid)
+                    FROM (
+                        SELECT pid
+                        FROM pg_stat_activity
+                        WHERE datname = current_database() AND usename = 'backplane_app'
+                        ORDER BY random()
+                        LIMIT 1
+                    ) AS victim
+                    """
+                ).rowcount
+        return killed
+
+    def work(worker: int) -> int:
+        """Holds, settles a part, refunds some of that; or holds and releases. Answers what it used."""
+        used = 0
+        caller = Insistent(system_db)
+        for number in range(40):
+            common = {"key": f"{worker}-{number}", "actor": "key:1"}
+            made, _ = caller.ask(holds.hold, organization_id, "ai_text_chat", 4, **common)
+            if number % 4 == 0:
+                caller.ask(holds.release, organization_id, made.id, **common)
+                continue
+            done, _ = caller.ask(holds.settle, organization_id, made.id, amount=3, **common)
+            caller.ask(
+                corrections.refund, organization_id, done.debit_id, amount=1, reason="it failed", **common
+            )
+            used += 2
+        caller.leave()
+        return used
+
+    with ThreadPoolExecutor(5) as pool:
+        killing = pool.submit(kill)
+        try:
+            used = sum(pool.map(work, range(4)))
+        finally:
+            over.set()
+        assert killing.result(timeout=30) > 3
+    assert used == 4 * 30 * 2
+    assert balance(organization_id) == (1000 - used, 0, 0)
+    kinds = Counter(entry["kind"] for entry in entries(system_db, organization_id))
+    assert kinds == {"grant": 3, "hold": 160, "release": 40, "settle": 120, "refund": 120}
+    assert_books_balance(system_db, organization_id)
