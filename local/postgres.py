@@ -27,7 +27,7 @@ from local.postgres_programs import PostgresError, bin_dir
 
 __all__ = ["ROOT_HOME", "Postgres", "PostgresError", "bin_dir"]
 
-ROOT_HOME = Path("/var/lib/backplane")
+ROOT_HOME = Path(os.environ.get("BACKPLANE_ROOT_HOME") or "/var/lib/backplane")
 START_TIMEOUT = 120.0  # seconds; recovery after a crash replays the write-ahead log first
 STOP_TIMEOUT = 30.0  # seconds, before each harsher signal
 LOCK_TIMEOUT = 10.0  # seconds a killed run's server is given to leave

@@ -231,4 +231,4 @@ def test_the_page_of_events_lists_every_type_that_is_written() -> None:
         r"^\| `([a-z_]+\.[a-z_]+)` \|", (root / "docs" / "events.md").read_text(), re.MULTILINE
     )
     assert sorted(listed) == sorted({*appended, *inserted})
-    assert len(inserted) == 3
+    assert {"user.created", "organization.created", "credits.granted"} <= set(inserted)

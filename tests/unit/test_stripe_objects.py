@@ -98,7 +98,7 @@ def test_no_metadata_is_empty_metadata(metadata: object) -> None:
 LATEST = int(datetime(9998, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
 
 
-@pytest.mark.parametrize("value", [0, FIRST, LATEST])
+@pytest.mark.parametrize("value", [0, 1_800_000_000, LATEST])
 def test_times_are_whole_seconds_that_can_be_counted_on_from(value: int) -> None:
     assert Subscription.model_validate(subscription(cancel_at=value)).cancel_at == moment(value)
 
