@@ -14,7 +14,7 @@ export MYPYPATH := layers/backplane:$(subst $(empty) $(empty),:,$(wildcard funct
 export SAM_CLI_TELEMETRY := 0
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help dev demo test bench lint format send token invoke migrate psql logs clean-local lock
+.PHONY: help dev demo test bench lint format send token invoke audit migrate psql logs clean-local lock
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ token: $(STAMP) ## Print a session token: make -s token USER=user_abc [ORG=org_a
 
 invoke: $(STAMP) ## Invoke a function by name: make invoke F=health [E=event.json]
 	@$(PY) -m local.invoke "$(F)" "$(E)"
+
+audit: $(STAMP) ## Prove every balance of the running stack from its entries
+	@$(PY) -m local.invoke ledger_audit
 
 migrate: $(STAMP) ## Apply pending migrations (to the running stack, or DATABASE_URL)
 	@$(PY) -m local.database migrate

@@ -9,7 +9,6 @@ import socket
 import stat
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,12 +27,9 @@ FUNCTIONS = sorted(
 
 
 def is_free(port: int) -> bool:
+    """Nobody listens there. (Somebody's outgoing connection may have the number meanwhile.)"""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return True
-    return False
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def ports_of(written: dict[str, str]) -> list[int]:
