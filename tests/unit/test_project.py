@@ -347,3 +347,14 @@ def test_every_decision_is_listed() -> None:
     folder = ROOT / "docs" / "decisions"
     listed = set(re.findall(r"\]\((\S+?\.md)\)", (folder / "README.md").read_text()))
     assert listed == {page.name for page in folder.glob("*.md")} - {"README.md"}
+
+
+def test_every_module_of_the_layer_has_a_room_in_the_architecture() -> None:
+    rooms = (ROOT / "docs" / "architecture.md").read_text()
+    modules = {path.stem for path in (ROOT / "layers" / "backplane" / "backplane").glob("[!_]*.py")}
+    named = {
+        name
+        for row in re.findall(r"^\| (`.*?) \|", rooms, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    assert modules - named == set()
