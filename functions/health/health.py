@@ -64,10 +64,10 @@ def _read(tx: db.Tx) -> dict[str, Any]:
         """
         SELECT (SELECT max(version) FROM public.schema_migrations) AS migration,
                count(*) FILTER (WHERE status = 'parked') AS parked,
-               count(*) FILTER (WHERE status = 'failed') AS failed,
+               count(*) FILTER (WHERE status IN ('failed', 'dead')) AS failed,
                extract(epoch FROM clock_timestamp() - min(received_at))::bigint AS oldest_seconds
         FROM platform.webhook_inbox
-        WHERE status IN ('parked', 'failed')
+        WHERE status IN ('parked', 'failed', 'dead')
         """
     ).fetchone()
     if row is None:

@@ -617,7 +617,8 @@ def test_kinds_without_effect_are_ignored(system_db: Database, customer: Custome
         ([("pro", -3387), ("starter", 1355)], 0),  # a downgrade
         ([("pro", -4900), ("pro", 9800)], 0),  # more seats of the same
         ([("starter", -5), ("pro", 10), ("pro", -9), ("super", 99)], 10_000 - STARTER),  # two steps at once
-        ([("pro", 10)], PRO),  # from nothing
+        ([("pro", 10)], PRO - STARTER),  # from nothing: the period's first 500 are granted already
+        ([("super", 0)], 0),  # a trial made longer
         ([("pro", -10)], 0),  # to nothing
         ([("starter", -5), ("pro", 10), ("pro", 20)], PRO - STARTER),  # a tiered price: a line a tier
     ],
@@ -636,6 +637,30 @@ def test_a_change_in_the_middle_of_a_period_grants_the_difference_only(
     status(customer.paid(lines=[invoice_line(price="price_starter_monthly")]))
     assert status(customer.paid(shape=shape, lines=changes, reason="subscription_update")) == "processed"
     assert available(system_db, customer) == SIGN_UP + STARTER + granted
+
+
+def test_down_and_up_again_on_invoices_of_their_own_grants_each_step_once(
+    system_db: Database, customer: Customer
+) -> None:
+    """The portal pays the second climb from the balance that the descent left: it costs nothing."""
+
+    def change(before: str, after: str, sign: int) -> str:
+        lines = [
+            invoice_line(
+                price=f"price_{plan}_monthly", amount=amount, start=FIRST + DAY, end=SECOND, proration=True
+            )
+            for plan, amount in ((before, -100 if sign > 0 else -900), (after, 900 if sign > 0 else 100))
+        ]
+        return status(customer.paid(lines=lines, reason="subscription_update"))
+
+    status(customer.paid(lines=[invoice_line(price="price_starter_monthly")]))
+    for _ in range(3):
+        assert change("starter", "super", 1) == "processed"
+        assert change("super", "starter", -1) == "processed"
+    assert available(system_db, customer) == SIGN_UP + 10_000
+    assert change("starter", "pro", 1) == "processed"
+    assert change("pro", "enterprise", 1) == "processed"
+    assert available(system_db, customer) == SIGN_UP + 50_000
 
 
 def test_a_change_that_begins_a_new_period_does_not_end_what_the_old_one_gave(

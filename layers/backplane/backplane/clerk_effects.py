@@ -27,7 +27,7 @@ def _milliseconds(value: object) -> object:
 
 
 Moment = Annotated[datetime | None, BeforeValidator(_milliseconds)]
-UserId = Annotated[str, Field(pattern=r"^user_[A-Za-z0-9_]{1,250}$")]
+UserId = Annotated[str, Field(pattern=r"^user_[A-Za-z0-9_-]{1,64}$")]
 
 
 class _Email(BaseModel):
@@ -180,10 +180,13 @@ def _update(tx: Tx, user: User, *, as_of: str) -> bool:
 
 
 def _as_of(event: Event, user: User) -> str:
-    """Clerk orders a user's states by `updated_at`; of two that share it, the update is newer."""
+    """Clerk orders a user's states by `updated_at`; of two that share it, the update is newer, then
+    what was told later.
+    """
     changed_at = user.updated_at or event.occurred_at
     milliseconds = int(changed_at.timestamp() * 1000)
-    return f"{milliseconds:015d}.{int(event.type != 'user.created')}.{event.id}"
+    told = int(event.occurred_at.timestamp() * 1000)
+    return f"{milliseconds:015d}.{int(event.type != 'user.created')}.{told:015d}.{event.id}"
 
 
 # ---- reading ----

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 from backplane import plans
 from backplane.db import Tx
@@ -37,7 +38,7 @@ def of_change(tx: Tx, invoice: Invoice) -> Credit | None:
     where the change begins a new one (another interval).
     """
     lines = [line for line in invoice.lines.data if line.price_id is not None]
-    charged = [line for line in lines if line.amount >= 0]
+    charged = [line for line in lines if line.amount > 0]  # a line of nothing is a trial's
     if not charged:
         return None
     line, plan = _best(tx, charged, invoice)
@@ -45,6 +46,39 @@ def of_change(tx: Tx, invoice: Invoice) -> Credit | None:
     ends = [_credit_period_end(*pair) for pair in [(line, plan), *taken]]
     amount = _credits(_priced(tx, charged)) - _credits(taken)
     return Credit(plan, amount, min(ends), max(ends))
+
+
+def not_yet_granted(tx: Tx, organization_id: UUID, subscription: str, credit: Credit) -> int:
+    """How much of a change's credit the period's grants of the subscription have not given already.
+
+    A grant covers the steps from the plan it came from up to its own: who goes down and up again
+    within a period, each time on an invoice of its own that the credit note of the last one pays,
+    climbs the same steps, and is granted them once.
+    """
+    rows = tx.execute(
+        """
+        SELECT p.credits - g.amount AS low, p.credits AS high
+        FROM credits.grants AS g
+        JOIN billing.plans AS p ON p.id = g.plan_id
+        WHERE g.organization_id = %(organization_id)s
+          AND g.provider = 'stripe'
+          AND g.provider_subscription_id = %(subscription)s
+          AND g.period_end = %(period_end)s
+        ORDER BY low, high
+        """,
+        {
+            "organization_id": organization_id,
+            "subscription": subscription,
+            "period_end": credit.period_end,
+        },
+    ).fetchall()
+    left, climbed = 0, credit.plan.credits - credit.amount
+    for row in rows:
+        if climbed >= credit.plan.credits:
+            break
+        left += max(0, min(row["low"], credit.plan.credits) - climbed)
+        climbed = max(climbed, row["high"])
+    return left + max(0, credit.plan.credits - climbed)
 
 
 def _credits(lines: list[tuple[InvoiceLine, PricedPlan]]) -> int:

@@ -112,15 +112,19 @@ def invoice_paid(tx: Tx, event: Event) -> Outcome:
             credit = invoice_credits.of_change(tx, invoice)
         case other:
             return Outcome("ignored", f"no credits for billing reason {other}", organization_id, arrived)
-    if credit is None or credit.amount <= 0:
-        return Outcome("processed", "nothing to grant: a trial or a downgrade", organization_id, arrived)
+    amount = 0 if credit is None else credit.amount
+    if credit is not None and amount > 0 and invoice.billing_reason == "subscription_update":
+        amount = invoice_credits.not_yet_granted(tx, organization_id, invoice.subscription, credit)
+    if credit is None or amount <= 0:
+        reason = "nothing to grant: a trial, a downgrade, or granted before in this period"
+        return Outcome("processed", reason, organization_id, arrived)
     ledger.grant(
         tx,
         ledger.Grant(
             organization_id=organization_id,
             source="plan",
             source_key=f"invoice:{invoice.id}",
-            amount=credit.amount,
+            amount=amount,
             actor="stripe",
             expires_at=credit.lasts_until + ledger.PLAN_GRACE,
             plan_id=credit.plan.id,
@@ -145,7 +149,7 @@ def _ours(effect: inbox.Effect) -> inbox.Effect:
     """
 
     def guarded(tx: Tx, event: Event) -> Outcome:
-        livemode = event.data.get("livemode")
+        livemode = event.data.get("livemode", False)
         if livemode is not settings().livemode:
             return Outcome("ignored", f"livemode is {livemode}, this stage takes {settings().livemode}")
         if event.data.get("account") is not None:

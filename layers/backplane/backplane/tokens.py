@@ -20,8 +20,8 @@ LEEWAY = 5.0  # seconds our clock may differ from Clerk's; the default of Clerk'
 MAX_BYTES = 8192  # Clerk keeps its own under a cookie's 4 KB
 MAX_TEXT = 254  # characters of an email address (RFC 5321) or a name
 
-_USER_ID = re.compile(r"user_[A-Za-z0-9_]{1,64}")
-_ORGANIZATION_ID = re.compile(r"org_[A-Za-z0-9_]{1,64}")
+_USER_ID = re.compile(r"user_[A-Za-z0-9_-]{1,64}")
+_ORGANIZATION_ID = re.compile(r"org_[A-Za-z0-9_-]{1,64}")
 
 _INVALID = "The session token is not valid. Sign in again and send the new one."
 
