@@ -53,13 +53,15 @@ class Pool:
         Past `until`, by the monotonic clock, the outcome is LATE, and the handler goes on alone.
         """
         self._look()
-        environment = self._take(patience if until is None else min(patience, until - time.monotonic()))
+        taken = self._take(patience if until is None else min(patience, until - time.monotonic()))
         try:
-            environment = self._present(environment)
+            environment = self._present(taken)
             outcome = environment.invoke(payload, request_id, until)
+            # A new environment may have loaded a file half written: it fails to load, or its handler
+            # meets a module that is still empty. In one that has worked before, an error is its own.
+            torn = {Status.INIT} if environment is taken else {Status.INIT, Status.ERROR}
             for _ in range(ATTEMPTS):
-                # The handler never ran, and what failed was perhaps a file seen half written.
-                if outcome.status is not Status.INIT or self._look() == environment.made_from:
+                if outcome.status not in torn or self._look() == environment.made_from:
                     break
                 environment = self._present(environment)
                 outcome = environment.invoke(payload, request_id, until)
