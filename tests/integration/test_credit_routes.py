@@ -119,6 +119,21 @@ def test_a_settle_answers_what_was_used_and_a_debit_that_can_be_refunded(
 
 def test_a_settle_without_a_measure_takes_all_that_was_held(server: Server) -> None:
     assert server.post(f"/holds/{held(server)}/settle").body["amount_settled"] == 10
+    without_a_body = send(
+        "POST",
+        f"/v1/credits/holds/{held(server)}/settle",
+        server.credential,
+        key=str(uuid4()),
+        organization=server.organization_id,
+    )
+    assert without_a_body.body["amount_settled"] == 10
+
+
+def test_a_release_takes_no_fields(server: Server) -> None:
+    hold_id = held(server)
+    refused = server.post(f"/holds/{hold_id}/release", amount=5)
+    assert (refused.status, refused.body["errors"][0]["type"]) == (422, "extra_forbidden")
+    assert server.post(f"/holds/{hold_id}/release").status == 200, "an empty object is no field"
 
 
 def test_a_release_answers_what_came_back(server: Server) -> None:

@@ -363,8 +363,8 @@ def test_the_size_is_counted_in_bytes() -> None:
 @pytest.mark.parametrize(
     ("body", "loc", "kind"),
     [
-        (None, ["body"], "missing"),
-        ("", ["body"], "missing"),
+        (None, ["body", "count"], "missing"),
+        ("", ["body", "count"], "missing"),
         ("null", ["body"], "missing"),
         ("[]", ["body"], "model_attributes_type"),
         ('"text"', ["body"], "model_attributes_type"),
