@@ -41,9 +41,12 @@ def follow_parent() -> None:
 
 
 def wait() -> NoReturn:
-    """Until Stop is raised."""
+    """Until Stop is raised.
+
+    Not signal.pause(): a signal that comes just before it is noted, and then waited for, for ever.
+    """
     while True:
-        signal.pause()
+        time.sleep(INTERVAL)
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
