@@ -314,7 +314,8 @@ def test_a_killed_stack_takes_all_with_it_and_starts_again_with_nothing_lost(clo
     cloud.process.kill()
     cloud.wait()
     until(lambda: not alive(family), "the kernel ends every process of a killed stack")
-    assert [port for port in ports_of(before) if not is_free(port)] == []
+    # One that a schedule was just starting is not in the family, and may hold a port a moment longer.
+    until(lambda: all(is_free(port) for port in ports_of(before)), "nobody listens any more")
 
     after = cloud.start()
 
