@@ -15,6 +15,7 @@ from local.sources import Sources
 MAX_WAITING = 1000  # requests a function; more are throttled at once
 MAX_WAIT = 29.0  # seconds a request waits for an environment
 ATTEMPTS = 20  # at an initialization that failed on files that have changed since
+SETTLED = 0.5  # seconds without a change before a failure is the files' own: writers are held up, too
 
 
 class Throttled(Exception):  # noqa: N818  Lambda's word
@@ -61,7 +62,7 @@ class Pool:
             # meets a module that is still empty. In one that has worked before, an error is its own.
             torn = {Status.INIT} if environment is taken else {Status.INIT, Status.ERROR}
             for _ in range(ATTEMPTS):
-                if outcome.status not in torn or self._look() == environment.made_from:
+                if outcome.status not in torn or self._is_settled(environment.made_from):
                     break
                 environment = self._present(environment)
                 outcome = environment.invoke(payload, request_id, until)
@@ -100,6 +101,16 @@ class Pool:
         for environment in past:
             environment.end()
         return made_from
+
+    def _is_settled(self, made_from: tuple[Function, int]) -> bool:
+        """Whether the files are still those it was made from, once nobody seems to be writing them."""
+        for _ in range(ATTEMPTS):
+            if self._look() != made_from:
+                return False
+            if self._sources.age > SETTLED:
+                return True
+            time.sleep(SETTLED / 5)
+        return True
 
     def _forget_idle(self) -> list[Environment]:
         idle, self._idle = self._idle, []

@@ -41,12 +41,12 @@ class Sources:
             while self._looked < arrived:
                 looked = time.monotonic()
                 stamps = tuple(sorted(stamp for path in self.paths for stamp in _stamps(path)))
-                newest = max((stamp[1] for stamp in stamps), default=0) / 1e9
+                self._changed = max((stamp[1] for stamp in stamps), default=0) / 1e9
                 is_late = looked > arrived + PATIENCE
                 if stamps == self._stamps:
                     self._looked = looked
-                elif abs(time.time() - newest) > QUIET or (is_late and self._stamps is None):
-                    self._stamps, self._changed, self._looked = stamps, newest, looked
+                elif self.age > QUIET or (is_late and self._stamps is None):
+                    self._stamps, self._looked = stamps, looked
                     self._edition = next(_editions)
                 elif is_late:
                     self._looked = looked
@@ -55,9 +55,14 @@ class Sources:
             return self._edition
 
     @property
+    def age(self) -> float:
+        """Seconds since the last change that a look has seen."""
+        return abs(time.time() - self._changed)
+
+    @property
     def are_young(self) -> bool:
         """Whether a change of the same length could still fall into the same second as the last one."""
-        return abs(time.time() - self._changed) < YOUNG
+        return self.age < YOUNG
 
 
 def _stamps(root: Path) -> Iterator[Stamp]:
