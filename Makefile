@@ -78,8 +78,8 @@ clean-local: $(STAMP) ## Forget the local cloud's data
 test: $(STAMP) ## Run every test
 	@$(PY) -m pytest -n auto --dist loadgroup tests
 
-bench: $(STAMP) ## Measure, against limits and peers; writes benchmarks/RESULTS.md
-	@$(PY) -m benchmarks.local_stack
+bench: $(STAMP) ## Measure, against limits and peers: make bench [B=debit]; writes benchmarks/RESULTS.md
+	@$(PY) -m benchmarks $(B)
 
 lint: $(STAMP) ## Check style, types, the template and the migrations
 	@$(VENV)/bin/ruff check .

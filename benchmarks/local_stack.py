@@ -170,7 +170,3 @@ def _asker(
             raise RuntimeError(answer.decode())
 
     return work
-
-
-if __name__ == "__main__":
-    main()

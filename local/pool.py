@@ -102,7 +102,7 @@ class Pool:
             environment.end()
         return made_from
 
-    def _is_settled(self, made_from: tuple[Function, int]) -> bool:
+    def _is_settled(self, made_from: object) -> bool:
         """Whether the files are still those it was made from, once nobody seems to be writing them."""
         for _ in range(ATTEMPTS):
             if self._look() != made_from:
