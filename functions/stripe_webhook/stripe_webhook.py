@@ -6,7 +6,7 @@ from typing import Any
 
 from signature import verify_signature
 
-from backplane import requests, secrets, stripe_effects, webhooks
+from backplane import requests, secrets, stripe_events, webhooks
 from backplane.config import settings
 from backplane.inbox import Event
 from backplane.problems import InvalidSignature
@@ -21,7 +21,7 @@ def verify(event: Mapping[str, Any], body: bytes) -> Event:
     except InvalidSignature:
         # A secret that was rolled a moment ago is not in our cache yet.
         verify_signature(body, header, secrets.signing_secrets(arn, refresh=True), now=time.time())
-    return stripe_effects.parse(None, body)
+    return stripe_events.parse(None, body)
 
 
 handler = webhooks.lambda_handler(verify)

@@ -11,7 +11,7 @@ from psycopg.rows import DictRow
 from tests.databases import Database
 from tests.senders import checkout_session, clerk_user, invoke, post_clerk, post_stripe, stripe_event
 
-from backplane import identity, inbox, stripe_effects
+from backplane import identity, inbox, stripe_effects, stripe_events
 from backplane.inbox import Event, Outcome
 from backplane.senders import SENDERS
 
@@ -64,7 +64,7 @@ def break_checkouts(monkeypatch: pytest.MonkeyPatch) -> None:
         raise LookupError("a passing cause")
 
     effects = dict(stripe_effects.EFFECTS) | {"checkout.session.completed": broken}
-    monkeypatch.setitem(SENDERS, "stripe", inbox.Sender(stripe_effects.parse, effects))
+    monkeypatch.setitem(SENDERS, "stripe", inbox.Sender(stripe_events.parse, effects))
 
 
 def test_nothing_due_is_nothing_done(system_db: Database) -> None:

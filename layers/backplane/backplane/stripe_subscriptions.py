@@ -1,0 +1,73 @@
+"""Subscriptions: the state that Stripe tells, if it is newer than what stands."""
+
+from uuid import UUID
+
+from backplane import invoice_credits, ledger, plans, stripe_customers, stripe_events, subscriptions
+from backplane.db import Tx
+from backplane.inbox import Event, Outcome
+from backplane.stripe_objects import Subscription
+
+_KIND_RANK = {"customer.subscription.created": 0, "customer.subscription.deleted": 2}
+
+
+def subscription_changed(tx: Tx, event: Event) -> Outcome:
+    """Stores the subscription's state if it is newer than what stands; ends its credits if it is over."""
+    subscription = stripe_events.read(Subscription, event)
+    organization_id, arrived = stripe_customers.organization(tx, subscription.customer, subscription.metadata)
+    ended = subscription.status == "canceled" or event.type == "customer.subscription.deleted"
+    status: subscriptions.Status = "canceled" if ended else subscription.status
+    plan = plans.find_by_prices(tx, subscription.price_ids)
+    plan_id = plan.id if plan is not None else _plan_kept(tx, subscription, ended=ended)
+    period_start, period_end = subscription.period
+    applied = subscriptions.save(
+        tx,
+        subscriptions.Subscription(
+            organization_id=organization_id,
+            provider="stripe",
+            provider_subscription_id=subscription.id,
+            provider_customer_id=subscription.customer,
+            plan_id=plan_id,
+            price_id=next(iter(subscription.price_ids), None),
+            status=status,
+            current_period_start=period_start,
+            current_period_end=period_end,
+            cancel_at_period_end=subscription.cancel_at_period_end,
+            cancel_at=subscription.cancel_at,
+            canceled_at=subscription.canceled_at,
+            ended_at=subscription.ended_at,
+            trial_end=subscription.trial_end,
+        ),
+        as_of=subscriptions.as_of(
+            ended=ended,
+            occurred_at=event.occurred_at,
+            kind_rank=_KIND_RANK.get(event.type, 1),
+            status=status,
+            event_id=event.id,
+        ),
+    )
+    if applied and ended:
+        ledger.end_subscription(tx, organization_id, "stripe", subscription.id, actor="stripe")
+    subscriptions.record(
+        tx,
+        subscriptions.HistoryEvent(
+            organization_id=organization_id,
+            provider="stripe",
+            provider_event_id=event.id,
+            provider_subscription_id=subscription.id,
+            event_type=event.type,
+            plan_key=plan.key if plan is not None else None,
+            status=status,
+            occurred_at=event.occurred_at,
+        ),
+    )
+    if not applied:
+        return Outcome("stale", "a newer state of the subscription stands", organization_id, arrived)
+    return Outcome("processed", None, organization_id, arrived)
+
+
+def _plan_kept(tx: Tx, subscription: Subscription, *, ended: bool) -> UUID:
+    """The plan of a subscription whose price we don't know: an end needs none, a change waits for it."""
+    stored = subscriptions.status_of(tx, "stripe", subscription.id)
+    if ended and stored is not None:
+        return stored[1]
+    raise invoice_credits.unknown_price(subscription.price_ids)
