@@ -1,6 +1,7 @@
 """Databases to test on: made, dropped, and seen as each of Backplane's roles sees them."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,22 @@ def _settle(url: str | None) -> None:
         os.environ["DATABASE_URL"] = url
     config.settings.cache_clear()
     db.reset()
+
+
+def await_waiting(watcher: psycopg.Connection[DictRow], count: int) -> None:
+    """Until so many sessions wait for a row."""
+    for _ in range(1000):
+        row = watcher.execute(
+            """
+            SELECT count(*) AS n
+            FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'
+            """
+        ).fetchone()
+        if row is not None and row["n"] == count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{count} sessions must wait")
 
 
 def create_database(server: str, name: str, template: str = "template0") -> None:

@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from tests.databases import Database
+from tests.databases import Database, await_waiting
 from tests.ledgers import (
     assert_books_balance,
     debit,
@@ -456,22 +455,6 @@ def spend_under(connection: psycopg.Connection[Any], organization_id: UUID, key:
     assert row is not None
     outcome: str = row["outcome"]
     return outcome
-
-
-def await_waiting(watcher: psycopg.Connection[Any], count: int) -> None:
-    """Until so many sessions wait for a row."""
-    for _ in range(1000):
-        row = watcher.execute(
-            """
-            SELECT count(*) AS n
-            FROM pg_stat_activity
-            WHERE datname = current_database() AND wait_event_type = 'Lock'
-            """
-        ).fetchone()
-        if row is not None and row["n"] == count:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"{count} sessions must wait")
 
 
 def test_grants_that_race_for_one_source_key_are_one(system_db: Database) -> None:
