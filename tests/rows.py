@@ -101,6 +101,11 @@ INSERTS = {
         INSERT INTO platform.api_keys (kind, organization_id, name, prefix, secret_hash, scopes)
         VALUES ('organization', %(organization)s, 'key', 'prefix' || %(n)s, sha256('secret'), '{read}')
     """,
+    "platform.idempotency_keys": """
+        INSERT INTO platform.idempotency_keys
+            (organization_id, route, key, request_hash, claim, claimed_until, expires_at)
+        VALUES (%(organization)s, 'POST /v1/projects', 'key', sha256('request'), %(user)s, now(), now())
+    """,
     "platform.audit_log": """
         INSERT INTO platform.audit_log (organization_id, actor, action, target)
         VALUES (%(organization)s, 'system', 'user.created', 'user:1')

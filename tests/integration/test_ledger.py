@@ -27,7 +27,7 @@ from tests.ledgers import (
     rows,
 )
 
-from backplane import db, ledger
+from backplane import db, idempotency, ledger
 from backplane.problems import (
     IdempotencyConflict,
     InsufficientCredits,
@@ -450,7 +450,7 @@ def test_a_debit_that_waited_while_its_key_was_used_is_answered_as_a_replay(syst
 
 
 def spend_under(connection: psycopg.Connection[Any], organization_id: UUID, key: str) -> str:
-    request = ledger.request_hash("ai_text_chat", 1, None)
+    request = idempotency.request_hash("ai_text_chat", 1, None)
     row = connection.execute(DEBIT, [organization_id, key, request]).fetchone()
     assert row is not None
     outcome: str = row["outcome"]

@@ -9,13 +9,15 @@
 
 Powertools' resolver routes, validates and serialises. What is bent to our shape is here: the caller
 is known before anything else of the request is read, every error is problem+json, every answer has
-`x-request-id`.
+`x-request-id`, and a POST that carries an Idempotency-Key takes effect once (the credits' routes, which
+declare `key: api.IdempotencyKey`, see to that themselves).
 """
 
 import base64
 import binascii
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -27,7 +29,7 @@ from aws_lambda_powertools.event_handler.openapi.params import Header, Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from pydantic import BaseModel, ConfigDict
 
-from backplane import auth, db, outbox, requests
+from backplane import auth, db, idempotency, outbox, requests
 from backplane.problems import (
     Internal,
     InvalidPayload,
@@ -84,13 +86,16 @@ def _caller(request: Request) -> auth.Caller:
 
 
 Caller = Annotated[auth.Caller, Depends(_caller)]
+KEY_HEADER = "Idempotency-Key"
+KEY_PATTERN = r"^[\x20-\x7e]+$"
+MAX_KEY = 255
 IdempotencyKey = Annotated[
     str,
     Header(
-        alias="Idempotency-Key",
+        alias=KEY_HEADER,
         min_length=1,
-        max_length=255,
-        pattern=r"^[\x20-\x7e]+$",
+        max_length=MAX_KEY,
+        pattern=KEY_PATTERN,
         description="Makes a repetition safe: the same key and request answer the first result.",
     ),
 ]
@@ -132,10 +137,14 @@ class _Declared:
     scope: str | None
     status_code: int
     function: Callable[..., Any]
+    shown_once: Sequence[str] = ()
 
 
 class Router:
-    """Collects a function's routes. A route names the scope it needs, or stands in PUBLIC_ROUTES."""
+    """Collects a function's routes. A route names the scope it needs, or stands in PUBLIC_ROUTES.
+
+    `shown_once` names the fields of a POST's answer that are secrets: its repetition omits them.
+    """
 
     def __init__(self) -> None:
         self.routes: list[_Declared] = []
@@ -143,8 +152,10 @@ class Router:
     def get(self, path: str, *, scope: str | None = None) -> Callable[[T], T]:
         return self._route("GET", path, scope, 200)
 
-    def post(self, path: str, *, scope: str | None = None, status_code: int = 200) -> Callable[[T], T]:
-        return self._route("POST", path, scope, status_code)
+    def post(
+        self, path: str, *, scope: str | None = None, status_code: int = 200, shown_once: Sequence[str] = ()
+    ) -> Callable[[T], T]:
+        return self._route("POST", path, scope, status_code, shown_once)
 
     def put(self, path: str, *, scope: str | None = None) -> Callable[[T], T]:
         return self._route("PUT", path, scope, 200)
@@ -155,12 +166,15 @@ class Router:
     def delete(self, path: str, *, scope: str | None = None, status_code: int = 204) -> Callable[[T], T]:
         return self._route("DELETE", path, scope, status_code)
 
-    def _route(self, method: str, path: str, scope: str | None, status_code: int) -> Callable[[T], T]:
+    def _route(
+        self, method: str, path: str, scope: str | None, status_code: int, shown_once: Sequence[str] = ()
+    ) -> Callable[[T], T]:
         if (scope is None) != (f"{method} {path}" in PUBLIC_ROUTES):
             raise ValueError(f"{method} {path} must name a scope or stand in PUBLIC_ROUTES, not both")
 
         def register(function: T) -> T:
-            self.routes.append(_Declared(method, path, scope, status_code, function))  # type: ignore[arg-type]
+            declared = _Declared(method, path, scope, status_code, function, shown_once)  # type: ignore[arg-type]
+            self.routes.append(declared)
             return function
 
         return register
@@ -178,6 +192,8 @@ class _Resolver(APIGatewayHttpResolver):
             serializer=_to_json,
         )
         self._scopes = {(route.method, route.path): route.scope for route in router.routes}
+        self._shown_once = {f"{route.method} {route.path}": route.shown_once for route in router.routes}
+        self._claim: idempotency.Claim | None = None
         for route in router.routes:
             self.route(route.path, route.method, status_code=route.status_code)(route.function)
         self.exception_handler(Problem)(self._problem)
@@ -189,6 +205,8 @@ class _Resolver(APIGatewayHttpResolver):
         try:
             if (route.method, route.path) in self._scopes:
                 self._admit(route)
+                if first := self._first_answer(route):
+                    return ResponseBuilder(first, serializer=_to_json, route=route)
         except Exception as error:  # the edge: whatever it is becomes an answer
             builder: ResponseBuilder[Any] | None = self._call_exception_handler(error, route)
             if builder is None:
@@ -212,6 +230,39 @@ class _Resolver(APIGatewayHttpResolver):
                 event |= {"body": "{}", "isBase64Encoded": False}
         elif route.method != "GET" and (data := requests.raw_body(event)):
             _refuse_fields(data)
+
+    def _first_answer(self, route: Route) -> Response[str] | None:
+        """What the request's Idempotency-Key was answered before; None where it is to be answered now."""
+        event = self.current_event.raw_event
+        caller: auth.Caller | None = self.context.get("caller")
+        key = requests.header(event, KEY_HEADER.lower())
+        its_own = any(param.alias.lower() == KEY_HEADER.lower() for param in route.dependant.header_params)
+        if route.method != "POST" or caller is None or key is None or its_own:
+            return None
+        if not (0 < len(key) <= MAX_KEY and re.fullmatch(KEY_PATTERN, key)):
+            raise Unprocessable(
+                f"{KEY_HEADER} must be 1 to {MAX_KEY} printable ASCII characters.",
+                errors=[{"loc": ["header", KEY_HEADER], "msg": "Invalid key", "type": "invalid_key"}],
+            )
+        found = idempotency.claim(
+            caller.organization_id, f"{route.method} {route.path}", key, _request_hash(event)
+        )
+        if isinstance(found, idempotency.Claim):
+            self._claim = found
+            return None
+        return Response(
+            status_code=found.status_code,
+            content_type=JSON,
+            body=found.body,
+            headers={"Idempotent-Replayed": "true"},
+        )
+
+    def settle_key(self, response: Mapping[str, Any] | None) -> None:
+        """Remembers the answer under the request's Idempotency-Key, or gives the key back."""
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            status, body = (500, "") if response is None else (response["statusCode"], response["body"])
+            idempotency.finish(claim, status, body or "", shown_once=self._shown_once[claim.route])
 
     def _refuse_other_bodies(self, event: dict[str, Any]) -> None:
         """Lets in JSON of a bounded size, in UTF-8."""
@@ -281,6 +332,15 @@ def _refuse_fields(data: bytes) -> None:
         )
 
 
+def _request_hash(event: Mapping[str, Any]) -> bytes:
+    data = requests.raw_body(event)
+    try:
+        body = json.loads(data) if data else None
+    except (ValueError, RecursionError):
+        body = data.hex()  # refused in a moment
+    return idempotency.request_hash(event.get("rawPath"), event.get("queryStringParameters"), body)
+
+
 def _read_json(source: str) -> Any:
     value = requests.parse_json(source)
     json.loads(source, object_pairs_hook=_refuse_repeated_names)
@@ -307,7 +367,11 @@ def lambda_handler(router: Router) -> Handler:
     @logger.inject_lambda_context(correlation_id_path="requestContext.requestId", clear_state=True)
     def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         db.set_deadline(context.get_remaining_time_in_millis() / 1000)
-        response: dict[str, Any] = resolver.resolve(event, context)
+        response: dict[str, Any] | None = None
+        try:
+            response = resolver.resolve(event, context)
+        finally:
+            resolver.settle_key(response)
         outbox.poke()
         headers: Mapping[str, Any] = response.get("headers") or {}
         # Answers are a caller's own: nothing between us may keep them.

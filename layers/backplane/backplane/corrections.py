@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from backplane import db, ledger, outbox
+from backplane import db, idempotency, ledger, outbox
 from backplane.problems import Conflict, InsufficientCredits, NotFound
 
 
@@ -67,7 +67,7 @@ def refund(
             "organization_id": organization_id,
             "debit_id": debit_id,
             "key": key,
-            "request_hash": ledger.request_hash(str(debit_id), amount, reason),
+            "request_hash": idempotency.request_hash(str(debit_id), amount, reason),
             "amount": amount,
             "reason": reason,
             "actor": actor,
@@ -142,7 +142,7 @@ def adjust(
         {
             "organization_id": organization_id,
             "key": key,
-            "request_hash": ledger.request_hash(amount, reason, allow_debt),
+            "request_hash": idempotency.request_hash(amount, reason, allow_debt),
             "amount": amount,
             "reason": reason,
             "allow_debt": allow_debt,

@@ -89,6 +89,11 @@ def set_deadline(seconds_remaining: float) -> None:
         _drop()
 
 
+def remaining() -> float:
+    """Seconds this invocation may still work, less what it takes to answer."""
+    return DEFAULT_BUDGET if _deadline is None else _deadline - time.monotonic()
+
+
 def reset() -> None:
     """Forget the connection and the deadline."""
     global _connection, _deadline  # noqa: PLW0603
@@ -107,7 +112,7 @@ def connection() -> Tx:
         return _connection
     _drop()
     try:
-        _connection = connect.connect(settings(), timeout=min(connect.CONNECT_TIMEOUT, _remaining()))
+        _connection = connect.connect(settings(), timeout=min(connect.CONNECT_TIMEOUT, remaining()))
     except psycopg.OperationalError as error:
         _logger.warning("the database can't be reached: %s", str(error).strip())
         raise _Unreachable("The database can't be reached at the moment. Repeat the request.") from error
@@ -252,7 +257,7 @@ def _repeated(attempt: Callable[[], T]) -> T:
 def _pause(attempt: int) -> bool:
     """Sleep a random while, longer each time, if there is time and an attempt left."""
     pause = random.uniform(0, min(2.0, 0.05 * 2**attempt))  # noqa: S311  jitter, not a secret
-    if attempt >= ATTEMPTS or pause + MIN_BUDGET > _remaining():
+    if attempt >= ATTEMPTS or pause + MIN_BUDGET > remaining():
         return False
     time.sleep(pause)
     return True
@@ -309,12 +314,8 @@ def _drop() -> None:
     _connection = None
 
 
-def _remaining() -> float:
-    return DEFAULT_BUDGET if _deadline is None else _deadline - time.monotonic()
-
-
 def _budget() -> float:
     """Seconds the next unit of work may take."""
-    if (remaining := _remaining()) < MIN_BUDGET:
+    if (seconds := remaining()) < MIN_BUDGET:
         raise Unavailable("The request ran out of time before its work began. Repeat it.", retry_after=1)
-    return remaining
+    return seconds

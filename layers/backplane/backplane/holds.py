@@ -12,7 +12,7 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel
 
-from backplane import db, ledger
+from backplane import db, idempotency, ledger
 from backplane.problems import Conflict, InsufficientCredits, NotFound
 
 DEFAULT_SECONDS = 900
@@ -68,7 +68,7 @@ def hold(
         {
             "organization_id": organization_id,
             "key": key,
-            "request_hash": ledger.request_hash(operation, quantity, expires_in, details),
+            "request_hash": idempotency.request_hash(operation, quantity, expires_in, details),
             "operation": operation,
             "quantity": quantity,
             "expires_in": expires_in,
@@ -116,7 +116,7 @@ def settle(
             "organization_id": organization_id,
             "hold_id": hold_id,
             "key": key,
-            "request_hash": ledger.request_hash(str(hold_id), quantity, amount),
+            "request_hash": idempotency.request_hash(str(hold_id), quantity, amount),
             "quantity": quantity,
             "amount": amount,
             "actor": actor,
@@ -164,7 +164,7 @@ def release(
             "organization_id": organization_id,
             "hold_id": hold_id,
             "key": key,
-            "request_hash": ledger.request_hash(str(hold_id)),
+            "request_hash": idempotency.request_hash(str(hold_id)),
             "actor": actor,
         },
         tx,

@@ -6,8 +6,6 @@ types. Amounts are whole credits. Holds are in holds.py, what puts an entry righ
 claw-backs, adjustments) in corrections.py, the proof of the books in audits.py.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -19,7 +17,7 @@ from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel, Field
 
-from backplane import db, outbox
+from backplane import db, idempotency, outbox
 from backplane.problems import IdempotencyConflict, InsufficientCredits, NotFound, Problem, Unprocessable
 
 # Lower burns first: what expires soonest is spent before what was bought to keep.
@@ -112,7 +110,7 @@ def debit(
     params = {
         "organization_id": organization_id,
         "key": key,
-        "request_hash": request_hash(operation, quantity, details),
+        "request_hash": idempotency.request_hash(operation, quantity, details),
         "operation": operation,
         "quantity": quantity,
         "actor": actor,
@@ -169,12 +167,6 @@ def refusal(outcome: str, operation: str | None = None) -> Problem:
         case "unknown_account":
             return NotFound("This organisation has no credit account.")
     raise RuntimeError(f"the ledger answered {outcome!r}")
-
-
-def request_hash(*parts: object) -> bytes:
-    """What makes two requests the same: SHA-256 over their canonical JSON."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
