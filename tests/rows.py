@@ -52,8 +52,8 @@ INSERTS = {
         VALUES (%(organization)s, 'stripe', 'evt_' || %(n)s, 'customer.subscription.created', 'active', now())
     """,
     "billing.usage_counters": """
-        INSERT INTO billing.usage_counters (organization_id, key, period_start, used)
-        VALUES (%(organization)s, 'app.messages_per_day', '2026-01-01Z', 1)
+        INSERT INTO billing.usage_counters (organization_id, key, period_start, period, period_end, used)
+        VALUES (%(organization)s, 'app.messages_per_day', '2026-01-01Z', '2026-01-01', '2026-01-02Z', 1)
     """,
     "credits.accounts": """
         INSERT INTO credits.accounts (organization_id)

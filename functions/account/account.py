@@ -4,7 +4,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from backplane import api, db, ledger, plans, subscriptions
+from backplane import api, db, ledger, limits, subscriptions
 from backplane.problems import NotFound
 
 router = api.Router()
@@ -36,7 +36,7 @@ class Me(BaseModel):
     role: str | None  # in the organisation; null for API keys and visiting platform admins
     plan: subscriptions.CurrentPlan
     credits: Credits
-    limits: dict[str, plans.Limit]
+    limits: dict[str, limits.Limit]
     features: list[str]
 
 
@@ -51,7 +51,7 @@ def me(caller: api.Caller) -> Me:
             role=caller.role,
             plan=entitlement.current,
             credits=Credits(available=balance.available, held=balance.held, debt=balance.debt),
-            limits=plans.limits(tx, caller.organization_id, entitlement.plan_id),
+            limits=limits.usage(tx, caller.organization_id, entitlement.plan_id),
             features=entitlement.features,
         )
 

@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from tests.callers import ROOT, Customer, debit, mint, moment, send, sign_up, token, trust_our_tokens
+from tests.counters import DAY, MONTH, live_in, take_at
 from tests.databases import Database
 from tests.ledgers import give, rows
 
@@ -237,41 +238,28 @@ def test_credits_are_those_of_the_ledger(app_db: Database, ada: Customer) -> Non
     assert me(ada.token)["credits"] == {"available": 570, "held": 5, "debt": 7}
 
 
-def count(database: Database, customer: Customer, key: str, start: datetime | None, used: int) -> None:
-    rows(
-        database,
-        """
-        INSERT INTO billing.usage_counters (organization_id, key, period_start, used)
-        VALUES (%s, %s, coalesce(%s::timestamptz, '-infinity'), %s)
-        """,
-        customer.organization_id,
-        key,
-        start,
-        used,
-    )
-
-
 @pytest.mark.parametrize("timezone", ["UTC", "America/New_York", "Asia/Kathmandu", "Pacific/Kiritimati"])
 def test_periods_turn_at_the_organisations_midnight(app_db: Database, ada: Customer, timezone: str) -> None:
-    rows(app_db, "UPDATE tenancy.organizations SET timezone = %s", timezone)
+    live_in(app_db, ada.organization_id, timezone)
     zone = ZoneInfo(timezone)
     midnight = time(tzinfo=zone)
     for _ in range(3):  # once more where midnight passed between two clocks
         today = datetime.now(zone).date()
-        day = datetime.combine(today, midnight)
-        month = datetime.combine(today.replace(day=1), midnight)
-        count(app_db, ada, "app.messages_per_day", day, 4)
-        count(app_db, ada, "app.messages_per_day", datetime.combine(today - timedelta(days=1), midnight), 9)
-        count(app_db, ada, "app.messages_per_month", month, 40)
-        count(app_db, ada, "app.projects", None, 2)
+        yesterday = datetime.combine(today, midnight) - timedelta(microseconds=1)
+        for at, keys, quantity in (
+            (yesterday, [DAY, MONTH], 9),
+            (datetime.now(zone), [DAY, MONTH], 4),
+            (datetime.now(zone), ["app.projects"], 2),
+        ):
+            take_at(app_db, ada.organization_id, at, *keys, quantity=quantity)
         limits = me(ada.token)["limits"]
         if datetime.now(zone).date() == today:
             break
         rows(app_db, "DELETE FROM billing.usage_counters")
-    per_day, per_month = limits["app.messages_per_day"], limits["app.messages_per_month"]
+    per_day, per_month = limits[DAY], limits[MONTH]
     assert (per_day["limit"], per_day["used"]) == (10, 4)
     assert moment(per_day["resets_at"]) == datetime.combine(today + timedelta(days=1), midnight)
-    assert (per_month["limit"], per_month["used"]) == (100, 40)
+    assert (per_month["limit"], per_month["used"]) == (100, 4 if today.day == 1 else 13)
     following = (today.replace(day=1) + timedelta(days=32)).replace(day=1)
     assert moment(per_month["resets_at"]) == datetime.combine(following, midnight)
     assert limits["app.projects"] == {"limit": 3, "used": 2, "resets_at": None}

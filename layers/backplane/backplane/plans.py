@@ -1,22 +1,14 @@
-"""Plans: what is for sale, what a plan allows, and what an organisation has."""
+"""Plans: what is for sale, and what a plan gives. What is used of it is limits.py's."""
 
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
 from pydantic import BaseModel
 
-from backplane import db, periods
+from backplane import db
 
 Tier = Literal["free", "starter", "pro", "super", "enterprise"]
-
-# Limits counted anew each period. The others count what stands (projects, bytes).
-PERIODIC: dict[str, periods.Period] = {
-    "app.messages_per_day": "day",
-    "app.messages_per_month": "month",
-    "workflow.executions_per_month": "month",
-}
 
 
 class Price(BaseModel):
@@ -54,12 +46,6 @@ class Pack(BaseModel):
 class Catalog(BaseModel):
     plans: list[Plan]
     packs: list[Pack]
-
-
-class Limit(BaseModel):
-    limit: int  # -1: unlimited
-    used: int
-    resets_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,43 +111,3 @@ def find_pack(tx: db.Tx, pack_id: str) -> Pack | None:
         "SELECT id, name, credits, price_id FROM billing.credit_packs WHERE id = %s", [pack_id]
     ).fetchone()
     return None if row is None else Pack.model_validate(row)
-
-
-def limits(tx: db.Tx, organization_id: UUID, plan_id: UUID) -> dict[str, Limit]:
-    """Each limit of the plan with what the organisation has used of it, and when it starts anew."""
-    rows = tx.execute(
-        """
-        SELECT l.key, l.value AS "limit", o.timezone, clock_timestamp() AS now
-        FROM billing.plan_limits AS l
-        CROSS JOIN tenancy.organizations AS o
-        WHERE l.plan_id = %(plan_id)s AND o.id = %(organization_id)s
-        ORDER BY l.key
-        """,
-        {"plan_id": plan_id, "organization_id": organization_id},
-    ).fetchall()
-    used = _used(tx, organization_id)
-    answer = {}
-    for row in rows:
-        period = PERIODIC.get(row["key"])
-        if period is None:
-            answer[row["key"]] = Limit(limit=row["limit"], used=used.get((row["key"], None), 0))
-        else:
-            start, end = periods.around(row["now"], period, row["timezone"])
-            answer[row["key"]] = Limit(
-                limit=row["limit"], used=used.get((row["key"], start), 0), resets_at=end
-            )
-    return answer
-
-
-def _used(tx: db.Tx, organization_id: UUID) -> dict[tuple[str, datetime | None], int]:
-    """Counters by key and period start; None stands for a stock, which has no period."""
-    rows: list[dict[str, Any]] = tx.execute(
-        """
-        SELECT key, nullif(period_start, '-infinity') AS period_start, used
-        FROM billing.usage_counters
-        WHERE organization_id = %(organization_id)s
-          AND (period_start = '-infinity' OR period_start > clock_timestamp() - interval '32 days')
-        """,
-        {"organization_id": organization_id},
-    ).fetchall()
-    return {(row["key"], row["period_start"]): row["used"] for row in rows}

@@ -87,6 +87,16 @@ class Forbidden(Problem):
     status, code = 403, "forbidden"
 
 
+class PlanLimitReached(Forbidden):
+    """A count that only grows smaller by deleting: projects, bytes."""
+
+    code = "plan_limit_reached"
+
+
+class FeatureNotInPlan(Forbidden):
+    code = "feature_not_in_plan"
+
+
 class NotFound(Problem):
     status, code = 404, "not_found"
 
@@ -113,6 +123,12 @@ class UnsupportedMediaType(Problem):
 
 class Unprocessable(Problem):
     status, code = 422, "invalid_request"
+
+
+class QuotaExhausted(Problem):
+    """A count that starts anew with its period; `retry_after` says when."""
+
+    status, code = 429, "quota_exhausted"
 
 
 class Unavailable(Problem):
