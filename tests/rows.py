@@ -35,6 +35,10 @@ INSERTS = {
         INSERT INTO tenancy.organization_members (organization_id, user_id, role)
         VALUES (%(organization)s, %(user)s, 'owner')
     """,
+    "tenancy.former_members": """
+        INSERT INTO tenancy.former_members (organization_id, user_id, removed_at, as_of)
+        VALUES (%(organization)s, %(user)s, now(), '1')
+    """,
     "billing.customers": """
         INSERT INTO billing.customers (organization_id, provider, provider_customer_id)
         VALUES (%(organization)s, 'stripe', 'cus_' || %(n)s)

@@ -150,6 +150,60 @@ def clerk_user(
     return {"type": f"user.{kind}", "object": "event", "data": data | fields, "timestamp": updated_at}
 
 
+def clerk_organization(
+    clerk_id: str = "org_1",
+    *,
+    kind: str = "created",
+    updated_at: int = FIRST * 1000,
+    **fields: Any,
+) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "id": clerk_id,
+        "object": "organization",
+        "name": "Acme",
+        "slug": clerk_id.removeprefix("org_"),
+        "image_url": "https://img.example.com/acme.png",
+        "created_by": "user_1",
+        "updated_at": updated_at,
+    }
+    if kind == "deleted":
+        data = {"id": clerk_id, "object": "organization", "deleted": True}
+    return {
+        "type": f"organization.{kind}",
+        "object": "event",
+        "data": data | fields,
+        "timestamp": updated_at,
+    }
+
+
+def clerk_membership(
+    user_id: str = "user_1",
+    clerk_org_id: str = "org_1",
+    *,
+    kind: str = "created",
+    role: str = "org:member",
+    joined_at: int = FIRST * 1000,
+    updated_at: int = FIRST * 1000,
+    **fields: Any,
+) -> dict[str, Any]:
+    """A membership; a deletion carries the whole object too."""
+    data = {
+        "id": f"orgmem_{user_id}",
+        "object": "organization_membership",
+        "role": role,
+        "organization": {"id": clerk_org_id, "object": "organization", "name": "Acme", "slug": "acme"},
+        "public_user_data": {"user_id": user_id, "first_name": "Ada", "identifier": "ada@example.com"},
+        "created_at": joined_at,
+        "updated_at": updated_at,
+    }
+    return {
+        "type": f"organizationMembership.{kind}",
+        "object": "event",
+        "data": data | fields,
+        "timestamp": updated_at,
+    }
+
+
 def stripe_event(
     event_type: str, obj: dict[str, Any], *, created: int = FIRST, event_id: str | None = None, **fields: Any
 ) -> dict[str, Any]:

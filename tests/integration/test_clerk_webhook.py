@@ -417,7 +417,7 @@ def test_a_deletion_waits_for_the_token_that_is_making_the_user_and_closes_what_
 
 def provision_by_token(clerk_id: str, email: str | None = None) -> None:
     identity.provision_from_token(
-        clerk_id, email=email, name=None, clerk_org_id=None, org_slug=None, org_role=None
+        clerk_id, email=email, name=None, clerk_org_id=None, org_slug=None, org_role=None, issued_at=None
     )
 
 

@@ -134,7 +134,7 @@ def test_a_parked_event_goes_on_waiting_at_longer_intervals(system_db: Database)
 def test_what_waits_for_a_user_whom_a_token_made_is_replayed_on_his_arrival(system_db: Database) -> None:
     assert pay("evt_1", client_reference_id="user_1").body["status"] == "parked"
     made = identity.provision_from_token(
-        "user_1", email=None, name=None, clerk_org_id=None, org_slug=None, org_role=None
+        "user_1", email=None, name=None, clerk_org_id=None, org_slug=None, org_role=None, issued_at=None
     )
     told = arrival("user.created", {"user_id": str(made.user_id)})
     assert run({"Records": [told, told]}) == {"batchItemFailures": []}
@@ -146,7 +146,13 @@ def test_what_waits_for_a_user_whom_a_token_made_is_replayed_on_his_arrival(syst
 def test_what_waits_for_an_organisation_is_replayed_on_its_arrival(system_db: Database) -> None:
     assert pay("evt_1", client_reference_id="org_1").body["status"] == "parked"
     made = identity.provision_from_token(
-        "user_1", email=None, name=None, clerk_org_id="org_1", org_slug="one", org_role="admin"
+        "user_1",
+        email=None,
+        name=None,
+        clerk_org_id="org_1",
+        org_slug="one",
+        org_role="admin",
+        issued_at=None,
     )
     told = arrival("organization.created", {"organization_id": str(made.organization_id)})
     assert run({"Records": [told]}) == {"batchItemFailures": []}
@@ -156,7 +162,7 @@ def test_what_waits_for_an_organisation_is_replayed_on_its_arrival(system_db: Da
 def test_a_message_that_is_not_ours_fails_alone(system_db: Database) -> None:
     pay("evt_1", client_reference_id="user_1")
     made = identity.provision_from_token(
-        "user_1", email=None, name=None, clerk_org_id=None, org_slug=None, org_role=None
+        "user_1", email=None, name=None, clerk_org_id=None, org_slug=None, org_role=None, issued_at=None
     )
     records = [
         {"messageId": "torn", "body": "{"},

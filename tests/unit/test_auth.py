@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
@@ -27,6 +28,7 @@ STRANGER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 PEM = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 USER = UUID("00000000-0000-7000-8000-000000000001")
+ISSUED_AT = datetime.fromtimestamp(NOW - 10, UTC)  # as the claims below have it
 HOME = UUID("00000000-0000-7000-8000-0000000000aa")  # the caller's organisation
 ELSEWHERE = UUID("00000000-0000-7000-8000-0000000000bb")  # another live one
 DELETED = UUID("00000000-0000-7000-8000-0000000000cc")
@@ -45,6 +47,7 @@ def resolved(**changes: Any) -> dict[str, Any]:
         "organization_id": HOME,
         "organization_state": "active",
         "member_role": "member",
+        "role_is_newer": False,
     } | changes
 
 
@@ -312,7 +315,7 @@ def test_any_organisation_header_is_a_problem_at_worst(world: World, organizatio
 
 def test_a_user_acts_in_his_personal_organisation_as_its_owner(world: World) -> None:
     caller = call(token())
-    assert world.calls == [{"user": "user_2abc", "organization": None}]
+    assert world.calls == [{"user": "user_2abc", "organization": None, "issued_at": ISSUED_AT}]
     assert caller == auth.Caller(
         kind="user",
         organization_id=HOME,
@@ -331,6 +334,11 @@ def test_the_scheme_may_be_written_in_any_case(world: World, scheme: str) -> Non
     assert len(world.calls) == 1
 
 
+def test_a_role_that_changed_after_the_token_was_issued_counts_instead_of_the_tokens(world: World) -> None:
+    world.caller = resolved(member_role="viewer", role_is_newer=True)
+    assert call(token(org_id="org_2abc", org_role="org:admin")).role == "viewer"
+
+
 @pytest.mark.parametrize(
     ("claimed", "stored", "role"),
     [
@@ -347,7 +355,7 @@ def test_the_tokens_role_is_fresher_than_the_stored_one_unless_that_is_the_owner
 ) -> None:
     world.caller = resolved(member_role=stored)
     caller = call(in_organization(claimed))
-    assert world.calls == [{"user": "user_2abc", "organization": "org_2abc"}]
+    assert world.calls == [{"user": "user_2abc", "organization": "org_2abc", "issued_at": ISSUED_AT}]
     assert (caller.role, caller.scopes) == (role, auth.SCOPES_OF_ROLE[role])
 
 
@@ -362,6 +370,7 @@ def test_an_unknown_user_is_provisioned_with_what_his_token_says(world: World) -
             "clerk_org_id": "org_2abc",
             "org_slug": None,
             "org_role": "admin",
+            "issued_at": ISSUED_AT,
         }
     ]
     assert (caller.user_id, caller.organization_id, caller.role) == (USER, HOME, "admin")

@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import jwt
@@ -191,6 +192,7 @@ def test_a_token_without_organisation_is_for_the_personal_one() -> None:
         organization_role=None,
         email=None,
         name=None,
+        issued_at=datetime.fromtimestamp(NOW - 10, UTC),
     )
 
 

@@ -138,9 +138,14 @@ def _resolve(session: tokens.Session) -> Resolved:
     row = db.call(
         """
         SELECT *
-        FROM identity.resolve_caller(p_clerk_user_id => %(user)s, p_clerk_org_id => %(organization)s)
+        FROM identity.resolve_caller(p_clerk_user_id => %(user)s, p_clerk_org_id => %(organization)s,
+                                     p_issued_at => %(issued_at)s::timestamptz)
         """,
-        {"user": session.user_id, "organization": session.organization_id},
+        {
+            "user": session.user_id,
+            "organization": session.organization_id,
+            "issued_at": session.issued_at,
+        },
     )
     if row is None:
         raise RuntimeError("identity.resolve_caller answers exactly one row")
@@ -157,6 +162,7 @@ def _provision(session: tokens.Session) -> Resolved:
             clerk_org_id=session.organization_id,
             org_slug=session.organization_slug,
             org_role=session.organization_role,
+            issued_at=session.issued_at,
         )
     )
 
@@ -172,14 +178,14 @@ def _admitted(found: Resolved) -> Resolved:
 
 
 def _role(session: tokens.Session, found: Resolved) -> Role:
-    """The token's role, which is a minute old at most, unless the database knows an owner: Clerk
-    has no such role.
+    """The token's role, unless Clerk told of a change after it was issued, or the database knows an
+    owner: Clerk has no such role.
     """
     if session.organization_id is None:
         return "owner"
     if found.member_role is None:
         raise Forbidden("You are not a member of this organisation any more. Switch to another one.")
-    if found.member_role == "owner" or session.organization_role is None:
+    if found.member_role == "owner" or found.role_is_newer or session.organization_role is None:
         return role_named(found.member_role)
     return session.organization_role
 

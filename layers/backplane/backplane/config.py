@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     # Senders.
     stripe_webhook_secret_arn: str | None = None
     clerk_webhook_secret_arn: str | None = None
+    clerk_instance_id: str | None = None  # ins_…; given, events of other instances have no effect
 
     # Callers.
     clerk_issuer: str = "https://clerk.example.com"

@@ -3,7 +3,7 @@
 import re
 from uuid import UUID
 
-from backplane import db, inbox
+from backplane import db, identity, inbox
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
@@ -51,10 +51,10 @@ def organization_named(tx: db.Tx, reference: str) -> UUID:
             LEFT JOIN tenancy.organizations AS o ON o.personal_user_id = u.id
             WHERE u.clerk_id = %s
         """
-        waiting_for = f"clerk.user:{reference}"
+        waiting_for = identity.user_subject(reference)
     elif reference.startswith("org_"):
         query = "SELECT id, deleted_at FROM tenancy.organizations WHERE clerk_id = %s"
-        waiting_for = f"clerk.organization:{reference}"
+        waiting_for = identity.organization_subject(reference)
     else:
         raise inbox.Quarantine(
             f"{reference[:100]!r} is neither an organisation's id nor a Clerk user's or organisation's"

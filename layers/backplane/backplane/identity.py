@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from backplane import db, outbox, secrets
@@ -18,7 +19,8 @@ class Resolved:
     platform_role: str | None  # user, admin, super_admin
     organization_id: UUID | None  # None: not provisioned yet
     organization_state: str  # unknown, active, deleted
-    member_role: str | None  # None: no membership yet
+    member_role: str | None  # None: no membership yet, or none any more
+    role_is_newer: bool = False  # than the token
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,16 @@ class Provisioned:
     user_id: UUID
     organization_id: UUID | None  # the personal one; None only where it was erased with its user
     created: bool  # by this call
+
+
+def user_subject(clerk_user_id: str) -> str:
+    """The name under which events wait for a user, and the name of his lock."""
+    return f"clerk.user:{clerk_user_id}"
+
+
+def organization_subject(clerk_org_id: str) -> str:
+    """The same of an organisation."""
+    return f"clerk.organization:{clerk_org_id}"
 
 
 def provision_user(
@@ -61,6 +73,7 @@ def provision_from_token(
     clerk_org_id: str | None,
     org_slug: str | None,
     org_role: str | None,
+    issued_at: datetime | None,
 ) -> Resolved:
     """Makes what a valid session token names and the database does not know yet, and resolves it.
 
@@ -73,24 +86,67 @@ def provision_from_token(
             tx.execute(
                 """
                 SELECT tenancy.provision_organization(
-                    %(clerk_org_id)s, %(name)s, %(user_id)s, %(role)s::tenancy.member_role)
+                    %(clerk_org_id)s, %(name)s, %(user_id)s, %(role)s::tenancy.member_role,
+                    %(issued_at)s::timestamptz)
                 """,
                 {
                     "clerk_org_id": clerk_org_id,
                     "name": org_slug or clerk_org_id,
                     "user_id": user.user_id,
                     "role": org_role or "viewer",
+                    "issued_at": issued_at,
                 },
             )
             outbox.written()  # of the organisation, if this made it
         row = tx.execute(
-            "SELECT * FROM identity.resolve_caller(%s, %s)", [clerk_user_id, clerk_org_id]
+            "SELECT * FROM identity.resolve_caller(%s, %s, %s::timestamptz)",
+            [clerk_user_id, clerk_org_id, issued_at],
         ).fetchone()
         if row is None:
             raise RuntimeError("identity.resolve_caller answers one row")
         return Resolved(**row)
 
     return db.run(work)
+
+
+def open_organization(tx: db.Tx, clerk_org_id: str, name: str) -> tuple[UUID, bool]:
+    """Makes a Clerk organisation with its credit account, once. Answers it, and whether this call did."""
+    row = tx.execute("SELECT * FROM tenancy.open_organization(%s, %s)", [clerk_org_id, name]).fetchone()
+    if row is None:
+        raise RuntimeError("tenancy.open_organization answers one row")
+    if row["created"]:
+        outbox.written()
+    return row["organization_id"], row["created"]
+
+
+def close_personal_organization(tx: db.Tx, user_id: UUID, at: datetime) -> UUID | None:
+    """A statement of its own: it sees the organisation of a user whom a token was just making."""
+    row = tx.execute(
+        """
+        UPDATE tenancy.organizations
+        SET name = 'Deleted', deleted_at = %s
+        WHERE personal_user_id = %s
+        RETURNING id
+        """,
+        [at, user_id],
+    ).fetchone()
+    if row is None:
+        return None
+    organization_id: UUID = row["id"]
+    close(tx, organization_id)
+    return organization_id
+
+
+def close(tx: db.Tx, organization_id: UUID) -> None:
+    """Ends what a deleted organisation could still do: its keys open nothing any more."""
+    tx.execute(
+        """
+        UPDATE platform.api_keys
+        SET revoked_at = clock_timestamp()
+        WHERE organization_id = %s AND revoked_at IS NULL
+        """,
+        [organization_id],
+    )
 
 
 def claim_sign_up(tx: db.Tx, organization_id: UUID, email: str) -> None:

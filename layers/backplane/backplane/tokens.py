@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import jwt
@@ -36,6 +37,7 @@ class Session:
     organization_role: Role | None
     email: str | None  # these two only where the session token is customised to carry them
     name: str | None
+    issued_at: datetime | None  # what changed later, the token does not know
 
 
 def verify(token: str, *, origin: str | None, now: float) -> Session:
@@ -141,7 +143,15 @@ def _session(claims: Mapping[str, Any]) -> Session:
         organization_role=role_named(role) if organization_id and role else None,
         email=_text(claims.get("email")),
         name=_text(claims.get("name")) or " ".join(filter(None, parts)) or None,
+        issued_at=_issued_at(claims),
     )
+
+
+def _issued_at(claims: Mapping[str, Any]) -> datetime | None:
+    """When Clerk issued the token; it lives so short that its expiry says it nearly as well."""
+    if "iat" not in claims:
+        return None
+    return datetime.fromtimestamp(max(_seconds(claims["iat"]), 0.0), UTC)
 
 
 def _organization(claims: Mapping[str, Any]) -> Mapping[str, Any]:
