@@ -1,6 +1,7 @@
 """Callers for tests: session tokens signed with a key of our own, API keys, and requests with them."""
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import account
 import credits  # noqa: A004  the function of this name
 import jwt
 import plans
+import projects
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -32,6 +34,7 @@ FUNCTIONS: dict[str, tuple[api.Router, api.Handler]] = {
     "/v1/admin/credits": (credits.router, credits.handler),
     "/v1/me": (account.router, account.handler),
     "/v1/plans": (plans.router, plans.handler),
+    "/v1/projects": (projects.router, projects.handler),
 }
 
 
@@ -99,8 +102,18 @@ def send(
     if organization is not None:
         sent["x-organization-id"] = str(organization)
     text = body if body is None or isinstance(body, str) else json.dumps(body)
-    handler = next(handler for prefix, (_, handler) in FUNCTIONS.items() if path.startswith(prefix))
-    return invoke(handler, http_event(method, path, body=text, headers=sent | (headers or {}), query=query))
+    return invoke(
+        _serving(path), http_event(method, path, body=text, headers=sent | (headers or {}), query=query)
+    )
+
+
+def _serving(path: str) -> api.Handler:
+    """The function that a path leads to; for one that no route has, whose it would be by its beginning."""
+    for router, handler in FUNCTIONS.values():
+        patterns = (re.sub(r"<\w+>", "[^/]+", route.path) for route in router.routes)
+        if any(re.fullmatch(pattern, path) for pattern in patterns):
+            return handler
+    return next(handler for prefix, (_, handler) in FUNCTIONS.items() if path.startswith(prefix))
 
 
 def debit(credential: str, operation: str = "ai_text_chat", *, key: str, **fields: Any) -> Answer:

@@ -3,7 +3,7 @@
 A migration that adds a table adds its row here; test_row_level_security.py insists.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from uuid import UUID
 
 import psycopg
@@ -88,6 +88,26 @@ INSERTS = {
         INSERT INTO credits.sign_up_claims (email_hash, organization_id)
         VALUES (sha256(convert_to(%(n)s::text, 'UTF8')), %(organization)s)
     """,
+    "projects.projects": """
+        INSERT INTO projects.projects (id, organization_id, created_by, kind, title)
+        VALUES (%(project)s, %(organization)s, %(user)s, 'mobile', 'Project ' || %(n)s)
+    """,
+    "projects.settings": """
+        INSERT INTO projects.settings (project_id, organization_id)
+        VALUES (%(project)s, %(organization)s)
+    """,
+    "projects.app_settings": """
+        INSERT INTO projects.app_settings (project_id, organization_id)
+        VALUES (%(project)s, %(organization)s)
+    """,
+    "projects.site_settings": """
+        INSERT INTO projects.site_settings (project_id, organization_id)
+        VALUES (%(project)s, %(organization)s)
+    """,
+    "projects.favorites": """
+        INSERT INTO projects.favorites (user_id, project_id, organization_id)
+        VALUES (%(user)s, %(project)s, %(organization)s)
+    """,
     "platform.webhook_inbox": """
         INSERT INTO platform.webhook_inbox
             (provider, event_id, event_type, body, status, organization_id, occurred_at)
@@ -121,16 +141,17 @@ INSERTS = {
 class Tenant:
     organization: UUID
     user: UUID
+    project: UUID
 
 
-ONE = Tenant(UUID("01890a5d-ac96-774b-bcce-b302099a0001"), UUID("01890a5d-ac96-774b-bcce-b302099a1001"))
-OTHER = Tenant(UUID("01890a5d-ac96-774b-bcce-b302099a0002"), UUID("01890a5d-ac96-774b-bcce-b302099a1002"))
+ONE = Tenant(*(UUID(f"01890a5d-ac96-774b-bcce-b302099a{n}001") for n in range(3)))
+OTHER = Tenant(*(UUID(f"01890a5d-ac96-774b-bcce-b302099a{n}002") for n in range(3)))
 
 
 def populate(owner: psycopg.Connection[DictRow]) -> None:
     """Insert the rows of both, as the owner."""
     with owner.transaction():
         for number, tenant in enumerate((ONE, OTHER), start=1):
-            values = {"n": number, "organization": tenant.organization, "user": tenant.user}
+            values = {"n": number, **asdict(tenant)}
             for insert in INSERTS.values():
                 owner.execute(insert.encode(), values)

@@ -148,9 +148,7 @@ def entries(caller: api.Caller, limit: api.Limit = 20, cursor: api.Cursor = None
         lambda tx: ledger.entries(tx, caller.organization_id, before_version=before, limit=limit + 1),
         organization_id=caller.organization_id,
     )
-    more = len(items) > limit
-    items = items[:limit]
-    return api.Page(items=items, next_cursor=api.encode_cursor(items[-1].version) if more else None)
+    return api.page(items, limit, lambda last: last.version)
 
 
 @router.get("/v1/credits/usage", scope="read")

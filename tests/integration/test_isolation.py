@@ -29,11 +29,16 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/credits/holds/<hold_id>/release"): {},
     ("POST", "/v1/credits/holds/<hold_id>/settle"): {},
     ("POST", "/v1/admin/credits/<organization_id>/adjustments"): {"amount": 1, "reason": "a gift"},
+    ("POST", "/v1/projects"): {"title": "of ada"},
+    ("PATCH", "/v1/projects/<project_id>"): {"title": "of ada"},
+    ("DELETE", "/v1/projects/<project_id>"): {},
+    ("POST", "/v1/projects/<project_id>/restore"): {},
 }
 # What customers and their keys may not call at all: the SaaS's own servers and platform admins do.
 OUT_OF_REACH = sorted({scope for *_, scope in ROUTES} - SCOPES_OF_ROLE["owner"])
 
 UNKNOWN = UUID(int=0)
+PROJECT_OF_BOB = UUID(int=13)
 
 every_route = pytest.mark.parametrize(
     ("method", "path"), [(method, path) for method, path, _ in ROUTES], ids=str
@@ -68,11 +73,21 @@ def bob(app_db: Database, ada: Customer) -> Customer:
         """,
         bob.organization_id,
     )
+    rows(
+        app_db,
+        """
+        INSERT INTO projects.projects (id, organization_id, created_by, kind, title)
+        VALUES (%s, %s, %s, 'mobile', 'Project of bob')
+        """,
+        PROJECT_OF_BOB,
+        bob.organization_id,
+        bob.user_id,
+    )
     return bob
 
 
 def walk(method: str, path: str, credential: str, *, named: object = UNKNOWN, **sent: Any) -> Any:
-    """A request to a route; `named` stands for what its path names."""
+    """A request to a route; `named` stands for what its path names, except for a project: Bob's."""
     body = BODIES.get((method, path))
     assert body is not None or method == "GET", f"BODIES must say what {method} {path} takes"
     key = "of ada" if method == "POST" else None
@@ -80,7 +95,7 @@ def walk(method: str, path: str, credential: str, *, named: object = UNKNOWN, **
 
 
 def named_in(path: str, named: object = UNKNOWN) -> str:
-    return re.sub(r"<\w+>", str(named), path)
+    return re.sub(r"<\w+>", str(named), path.replace("<project_id>", str(PROJECT_OF_BOB)))
 
 
 def scope_of(method: str, path: str) -> str:
@@ -91,7 +106,10 @@ def state(database: Database, customer: Customer) -> Any:
     account = rows(
         database, "SELECT * FROM credits.accounts WHERE organization_id = %s", customer.organization_id
     )
-    return account, entries(database, customer.organization_id)
+    project = rows(
+        database, "SELECT * FROM projects.projects WHERE organization_id = %s", customer.organization_id
+    )
+    return account, entries(database, customer.organization_id), project
 
 
 def traces_of(database: Database, customer: Customer) -> set[str]:
@@ -101,6 +119,7 @@ def traces_of(database: Database, customer: Customer) -> set[str]:
         """
         SELECT id FROM credits.grants WHERE organization_id = %(o)s
         UNION ALL SELECT id FROM credits.entries WHERE organization_id = %(o)s
+        UNION ALL SELECT id FROM projects.projects WHERE organization_id = %(o)s
         """.replace("%(o)s", f"'{customer.organization_id}'"),
     )
     return {str(customer.organization_id), str(customer.user_id), "of bob", "Robert", "user_bob"} | {
@@ -118,6 +137,8 @@ def test_no_route_tells_of_another_organisation_or_touches_it(
         answer = walk(method, path, credential, named=bob.organization_id)
         if scope_of(method, path) in OUT_OF_REACH:
             assert answer.status == 403
+        elif "<" in path:
+            assert answer.status == 404
         else:
             assert 200 <= answer.status < 300, answer.body
         told = json.dumps(answer.body) + json.dumps(answer.headers)
@@ -188,7 +209,7 @@ def test_the_applications_session_sees_its_organisations_rows_in_every_table(
                 AND a.attname = CASE c.oid::regclass::text WHEN 'tenancy.organizations' THEN 'id'
                                 ELSE 'organization_id' END
             WHERE c.relkind = 'r'
-              AND n.nspname IN ('tenancy', 'billing', 'credits', 'platform')
+              AND n.nspname IN ('tenancy', 'billing', 'credits', 'platform', 'projects')
               AND has_table_privilege('backplane_app', c.oid, 'SELECT')
             """
         ).fetchall()

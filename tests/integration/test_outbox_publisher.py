@@ -222,6 +222,7 @@ def test_the_page_of_events_lists_every_type_that_is_written() -> None:
     root = Path(__file__).resolve().parents[2]
     sources = [
         *(root / "layers" / "backplane" / "backplane").glob("*.py"),
+        *(root / "functions").glob("*/*.py"),
         *(root / "functions" / "migrate" / "migrations").glob("*.sql"),
     ]
     text = "\n".join(source.read_text() for source in sources)

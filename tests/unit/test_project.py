@@ -34,6 +34,7 @@ LOGINS = {
     "migrate": None,
     "outbox_publisher": "backplane_system",
     "plans": "backplane_app",
+    "projects": "backplane_app",
     "stripe_webhook": "backplane_system",
     "webhook_worker": "backplane_system",
 }

@@ -14,7 +14,6 @@ declare `key: api.IdempotencyKey`, see to that themselves).
 """
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,8 @@ from aws_lambda_powertools.event_handler.api_gateway import ResponseBuilder, Rou
 from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValidationError
 from aws_lambda_powertools.event_handler.openapi.params import Header, Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic_core import to_json
 
 from backplane import auth, db, idempotency, outbox, requests
 from backplane.problems import (
@@ -53,6 +53,7 @@ __all__ = [
     "decode_cursor",
     "encode_cursor",
     "lambda_handler",
+    "page",
 ]
 
 # Every route that answers without a credential, in one place. (/health and /webhooks/… have no
@@ -109,20 +110,32 @@ def answer(body: T, *, status_code: int = 200, replayed: bool = False) -> Respon
     return Response(status_code=status_code, content_type=JSON, body=body, headers=headers)
 
 
-def encode_cursor(position: int | str) -> str:
-    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
+def page(items: Sequence[T], limit: int, position: Callable[[T], Any]) -> Page[T]:
+    """The first `limit` of the items that were asked for with one more. `position` of the last is where
+    the next part begins.
+    """
+    shown = list(items[:limit])
+    more = len(items) > limit
+    return Page(items=shown, next_cursor=encode_cursor(position(shown[-1])) if more else None)
+
+
+def encode_cursor(position: Any) -> str:
+    return base64.urlsafe_b64encode(to_json(position)).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str | None, kind: type[T]) -> T | None:
-    """The position a cursor stands for. Raises Unprocessable where it is not one of ours."""
+    """The position a cursor stands for: an int, a UUID, or a tuple of what JSON can carry. Raises
+    Unprocessable where it is not one of ours.
+    """
     if cursor is None:
         return None
     try:
-        position = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (binascii.Error, ValueError):
+        position = TypeAdapter(kind).validate_json(
+            base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), strict=True
+        )
+    except ValueError:  # of base64 and of pydantic
         position = None
-    # A cursor is ours or nothing; bool is an int to isinstance, and 2**63 one to JSON.
-    if type(position) is not kind or (isinstance(position, int) and not 0 <= position < 2**63):
+    if position is None or (isinstance(position, int) and not 0 <= position < 2**63):
         raise Unprocessable(
             "The cursor is not valid. Send the next_cursor of the list's previous part, or none.",
             errors=[{"loc": ["query", "cursor"], "msg": "Invalid cursor", "type": "invalid_cursor"}],

@@ -11,6 +11,7 @@ psycopg's own.
 
 import logging
 import random
+import re
 import select
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -167,6 +168,11 @@ def call(query: QueryNoTemplate, params: Sequence[Any] | Mapping[str, Any] | Non
         return cursor.fetchone() if cursor.description else None
 
     return _repeated(attempt)
+
+
+def containing(text: str) -> str:
+    """The ILIKE pattern for what contains a text, in which wildcards mean themselves."""
+    return "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
 
 
 # ---- attempts ----
