@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from pydantic import BaseModel
 from tests.callers import sign_up, token, trust_our_tokens
@@ -12,13 +13,13 @@ from tests.databases import Database
 from tests.ledgers import rows
 from tests.senders import Answer, call, http_event
 
-from backplane import api, db, idempotency
+from backplane import api, db, idempotency, limits
 from backplane.idempotency import Claim, Remembered
 from backplane.problems import Conflict, Forbidden, IdempotencyConflict, Unavailable
 
 router = api.Router()
 made: list[str] = []  # what the route made, in order
-raising: list[Exception] = []  # what its next call raises
+raising: list[BaseException] = []  # what its next call raises
 
 
 class Order(api.Body):
@@ -42,6 +43,15 @@ def make(body: Order) -> api.Response[Made]:
 @router.post("/v1/others", scope="read")
 def make_other(body: Order) -> None:
     made.append(body.name)
+
+
+@router.post("/v1/kept", scope="read", status_code=201, shown_once=("secret",))
+def keep(caller: api.Caller, body: Order, tx: api.Tx) -> Made:
+    """What it does stands in the database: a count of the organisation's."""
+    limits.correct(tx, caller.organization_id, "app.projects", 1)
+    if raising:
+        raise raising.pop()
+    return Made(number=1, name=body.name, secret="s3cret")
 
 
 handler = api.lambda_handler(router)
@@ -226,3 +236,76 @@ def test_an_answer_stands_where_it_could_not_be_remembered(monkeypatch: pytest.M
 
     monkeypatch.setattr(idempotency, "_ask", broken)
     assert post().status == 201
+
+
+# ---- in the route's own transaction ----
+
+
+def kept(app_db: Database) -> int:
+    [row] = rows(app_db, "SELECT coalesce(sum(used), 0)::int AS used FROM billing.usage_counters")
+    return int(row["used"])
+
+
+def test_the_answer_is_committed_with_the_effect(app_db: Database) -> None:
+    first, again = post(path="/v1/kept"), post(path="/v1/kept")
+    assert (first.status, first.body) == (201, {"number": 1, "name": "lamp", "secret": "s3cret"})
+    assert (again.status, again.body) == (201, {"number": 1, "name": "lamp"})
+    assert kept(app_db) == 1
+
+
+def test_a_request_that_is_cut_off_before_its_commit_has_done_nothing(app_db: Database) -> None:
+    raising.append(KeyboardInterrupt())  # as a process that ends
+    with pytest.raises(KeyboardInterrupt):
+        post(path="/v1/kept")
+    assert kept(app_db) == 0
+    assert post(path="/v1/kept").status == 201
+    assert kept(app_db) == 1
+
+
+def test_a_request_that_is_cut_off_after_its_commit_is_repeated_not_redone(
+    app_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def cut(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(idempotency, "finish", cut)
+        patch.setattr("backplane.outbox.poke", cut)
+        with pytest.raises(KeyboardInterrupt):
+            post(path="/v1/kept")
+    again = post(path="/v1/kept")
+    assert (again.status, again.headers["idempotent-replayed"]) == (201, "true")
+    assert kept(app_db) == 1
+
+
+@pytest.mark.parametrize("error", [Forbidden("no"), RuntimeError("a defect")])
+def test_a_refusal_undoes_what_the_route_had_done_and_gives_the_key_back(
+    app_db: Database, error: Exception
+) -> None:
+    raising.append(error)
+    assert post(path="/v1/kept").status in {403, 500}
+    assert kept(app_db) == 0
+    assert post(path="/v1/kept").status == 201
+
+
+def test_a_conflict_with_another_transaction_runs_the_route_again(app_db: Database) -> None:
+    raising.append(psycopg.errors.DeadlockDetected())
+    assert post(path="/v1/kept").status == 201
+    assert kept(app_db) == 1
+
+
+def test_a_request_that_outlived_its_claim_does_nothing(
+    app_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = idempotency.claim
+
+    def stolen(*arguments: Any) -> Claim | Remembered:
+        held = claim(*arguments)
+        rows(app_db, "UPDATE platform.idempotency_keys SET claim = gen_random_uuid() RETURNING 1")
+        return held
+
+    monkeypatch.setattr(idempotency, "claim", stolen)
+    refused = post(path="/v1/kept")
+    assert (refused.status, refused.body["code"]) == (409, "idempotency_in_progress")
+    assert kept(app_db) == 0

@@ -18,7 +18,8 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from http import HTTPStatus
+from typing import Annotated, Any, Generic, TypeVar, cast, get_type_hints
 
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Depends, Request, Response
@@ -86,7 +87,15 @@ def _caller(request: Request) -> auth.Caller:
     return caller
 
 
+def _tx(request: Request) -> db.Tx:
+    tx: db.Tx = request.context["tx"]
+    return tx
+
+
 Caller = Annotated[auth.Caller, Depends(_caller)]
+# The request's transaction, in the caller's organisation: what the route does in it and the answer that its
+# Idempotency-Key repeats are committed together, or neither.
+Tx = Annotated[db.Tx, Depends(_tx)]
 KEY_HEADER = "Idempotency-Key"
 KEY_PATTERN = r"^[\x20-\x7e]+$"
 MAX_KEY = 255
@@ -206,6 +215,9 @@ class _Resolver(APIGatewayHttpResolver):
         )
         self._scopes = {(route.method, route.path): route.scope for route in router.routes}
         self._shown_once = {f"{route.method} {route.path}": route.shown_once for route in router.routes}
+        self._in_transaction = {
+            (route.method, route.path) for route in router.routes if _takes_transaction(route.function)
+        }
         self._claim: idempotency.Claim | None = None
         for route in router.routes:
             self.route(route.path, route.method, status_code=route.status_code)(route.function)
@@ -220,6 +232,9 @@ class _Resolver(APIGatewayHttpResolver):
                 self._admit(route)
                 if first := self._first_answer(route):
                     return ResponseBuilder(first, serializer=_to_json, route=route)
+            if (route.method, route.path) in self._in_transaction:
+                response = self._answer_in_transaction(route, route_arguments)
+                return ResponseBuilder(response, serializer=_to_json, route=route)
         except Exception as error:  # the edge: whatever it is becomes an answer
             builder: ResponseBuilder[Any] | None = self._call_exception_handler(error, route)
             if builder is None:
@@ -269,6 +284,25 @@ class _Resolver(APIGatewayHttpResolver):
             body=found.body,
             headers={"Idempotent-Replayed": "true"},
         )
+
+    def _answer_in_transaction(self, route: Route, arguments: dict[str, str]) -> Response[Any]:
+        """The route's answer, committed with all that it did. May run the route again, as db.run does."""
+        caller: auth.Caller = self.context["caller"]
+
+        def work(tx: db.Tx) -> Response[Any]:
+            self.context["tx"] = tx
+            answered = route(router_middlewares=self._router_middlewares, app=self, route_arguments=arguments)
+            response = cast("Response[Any]", self._to_response(answered))
+            if self._claim is not None and response.status_code < HTTPStatus.BAD_REQUEST:
+                body = response.body if isinstance(response.body, str) else _to_json(response.body)
+                idempotency.remember(
+                    tx, self._claim, response.status_code, body, self._shown_once[self._claim.route]
+                )
+            return response
+
+        response = db.run(work, organization_id=caller.organization_id, user_id=caller.user_id)
+        self._claim = None
+        return response
 
     def settle_key(self, response: Mapping[str, Any] | None) -> None:
         """Remembers the answer under the request's Idempotency-Key, or gives the key back."""
@@ -334,6 +368,10 @@ class _Resolver(APIGatewayHttpResolver):
             response.headers["allow"] = ", ".join(methods)
             return response
         return self._problem(NotFound("There is nothing at this path."))
+
+
+def _takes_transaction(function: Callable[..., Any]) -> bool:
+    return Tx in get_type_hints(function, include_extras=True).values()
 
 
 def _refuse_fields(data: bytes) -> None:

@@ -1,6 +1,8 @@
 """Idempotency keys: a POST that is repeated under its key takes effect once and answers the first result.
 
-api.py claims the key before the route runs, and then remembers a 2xx for a day or gives the key back.
+api.py claims the key before the route runs, and then remembers a 2xx for a day or gives the key back: in
+the route's own transaction where it takes one (`tx: api.Tx`), so that no cut between the effect and its
+answer lets a repetition do it twice; after it where the effect is another service's, which has the key too.
 (Credits don't come here: the ledger remembers its keys with its entries, for ever.)
 """
 
@@ -18,6 +20,11 @@ from backplane.problems import Conflict, IdempotencyConflict, Unavailable
 
 PATIENCE = 10.0  # seconds to wait for the same request, under way elsewhere
 GRACE = 5.0  # seconds a request may go on beyond its deadline
+
+_REMEMBER = """
+    SELECT platform.remember_answer(%(organization_id)s, %(route)s, %(key)s, %(id)s,
+                                    %(status_code)s, %(body)s) AS remembered
+"""
 
 _logger = logging.getLogger("backplane.idempotency")
 
@@ -86,6 +93,22 @@ def claim(organization_id: UUID, route: str, key: str, request: bytes) -> Claim 
         pause = min(pause * 2, 0.5)
 
 
+def remember(tx: db.Tx, held: Claim, status_code: int, body: str, shown_once: Sequence[str] = ()) -> None:
+    """Remembers a 2xx in the transaction of its effect, without the fields that are shown once.
+
+    Raises Conflict where the request outlived its claim and the key is another's by now.
+    """
+    row = tx.execute(
+        _REMEMBER, _params(held, status_code=status_code, body=_without(body, shown_once))
+    ).fetchone()
+    if row is None or not row["remembered"]:
+        raise Conflict(
+            "The request took too long, and a repetition of it has begun. Nothing was done by this one.",
+            code="idempotency_in_progress",
+            retry_after=2,
+        )
+
+
 def finish(held: Claim, status_code: int, body: str, *, shown_once: Sequence[str] = ()) -> None:
     """Remembers a 2xx, without the fields that are shown once; gives the key back after anything else.
 
@@ -93,15 +116,7 @@ def finish(held: Claim, status_code: int, body: str, *, shown_once: Sequence[str
     """
     try:
         if 200 <= status_code < 300:  # noqa: PLR2004  HTTP's
-            _ask(
-                """
-                SELECT platform.remember_answer(%(organization_id)s, %(route)s, %(key)s, %(id)s,
-                                                %(status_code)s, %(body)s)
-                """,
-                held,
-                status_code=status_code,
-                body=_without(body, shown_once),
-            )
+            _ask(_REMEMBER, held, status_code=status_code, body=_without(body, shown_once))
         else:
             _ask(
                 "SELECT platform.release_key(%(organization_id)s, %(route)s, %(key)s, %(id)s)",
@@ -137,13 +152,16 @@ def _without(body: str, fields: Sequence[str]) -> str:
 
 
 def _ask(query: str, held: Claim, **more: object) -> Mapping[str, Any]:
-    params = {
+    row = db.call(query.encode(), _params(held, **more))
+    if row is None:
+        raise RuntimeError("a function answers one row")
+    return row
+
+
+def _params(held: Claim, **more: object) -> dict[str, object]:
+    return {
         "organization_id": held.organization_id,
         "route": held.route,
         "key": held.key,
         "id": held.id,
-    }
-    row = db.call(query.encode(), params | more)
-    if row is None:
-        raise RuntimeError("a function answers one row")
-    return row
+    } | more
