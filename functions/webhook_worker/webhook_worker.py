@@ -9,16 +9,19 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from aws_lambda_powertools import Logger
+from aws_lambda_powertools import Logger, Metrics
+from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from backplane import db, inbox, outbox
+from backplane import db, inbox, inbox_upkeep, outbox
+from backplane.config import settings
 from backplane.senders import SENDERS
 
 ROUND = 100  # rows a look
 MARGIN = 15.0  # seconds kept back, more than an event takes
 
 logger = Logger()
+metrics = Metrics(namespace="Backplane", service="backplane")
 
 
 @logger.inject_lambda_context(clear_state=True)
@@ -34,15 +37,28 @@ def _due(context: LambdaContext) -> dict[str, Any]:
     """Tries every row that is due, as long as there is time."""
     ends = time.monotonic() + context.get_remaining_time_in_millis() / 1000 - MARGIN
     counts: dict[str, int] = {}
-    while time.monotonic() < ends and (rows := inbox.due(ROUND)):
+    while time.monotonic() < ends and (rows := inbox_upkeep.due(ROUND)):
         for inbox_id in rows:
-            status = inbox.retry(inbox_id, SENDERS)
+            status = inbox_upkeep.retry(inbox_id, SENDERS)
             counts[status] = counts.get(status, 0) + 1
             if time.monotonic() >= ends:
                 break
     if counts:
         logger.info("tried again", counts=counts)
+    _report(db.run(inbox_upkeep.census))
     return {"ok": "failed" not in counts, **counts}
+
+
+def _report(census: inbox_upkeep.Census) -> None:
+    """What the template's alarms watch: events that need a person, told for a day."""
+    metrics.add_dimension(name="stage", value=settings().stage)
+    for name, count in (
+        ("WebhooksDead", census.newly_dead),
+        ("WebhooksQuarantined", census.newly_quarantined),
+        ("WebhooksParkedLong", census.parked_long),
+    ):
+        metrics.add_metric(name=name, unit=MetricUnit.Count, value=count)
+    metrics.flush_metrics()
 
 
 def _arrivals(records: list[Mapping[str, Any]]) -> dict[str, Any]:

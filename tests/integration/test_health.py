@@ -21,16 +21,21 @@ def get(seconds: float = 15) -> Answer:
     return Answer(response["statusCode"], response["headers"], json.loads(response["body"]))
 
 
-def receive(database: Database, status: str, *, minutes_ago: int = 0) -> None:
+def receive(database: Database, status: str, *, minutes_ago: int = 0, due_minutes_ago: int = -60) -> None:
+    """An event that came, and was settled or tried, so many minutes ago; it is tried again in an hour."""
+    waits = status in {"parked", "failed"}
     rows(
         database,
-        """
+        f"""
         INSERT INTO platform.webhook_inbox
-            (provider, event_id, event_type, body, status, waiting_for, occurred_at, received_at)
-        VALUES ('stripe', 'evt_' || gen_random_uuid(), 'invoice.paid', '{}', %(status)s,
-                CASE WHEN %(status)s = 'parked' THEN 'stripe.customer:cus_1' END, clock_timestamp(),
-                clock_timestamp() - make_interval(mins => %(minutes)s))
-        """.replace("%(status)s", f"'{status}'").replace("%(minutes)s", str(minutes_ago)),
+            (provider, event_id, event_type, body, status, waiting_for, occurred_at, received_at,
+             processed_at, next_attempt_at)
+        VALUES ('stripe', 'evt_' || gen_random_uuid(), 'invoice.paid', '{{}}', '{status}',
+                {"'stripe.customer:cus_1'" if status == "parked" else "NULL"}, clock_timestamp(),
+                clock_timestamp() - interval '{minutes_ago} minutes',
+                {"NULL" if waits else f"clock_timestamp() - interval '{minutes_ago} minutes'"},
+                {f"clock_timestamp() - interval '{due_minutes_ago} minutes'" if waits else "NULL"})
+        """,
     )
 
 
@@ -55,7 +60,14 @@ def test_a_migrated_database_with_an_empty_inbox_is_healthy() -> None:
     assert checks["database"]["latency_ms"] > 0
     assert checks["migrations"] == {"current": LATEST_MIGRATION, "latest": LATEST_MIGRATION}
     assert checks["backup"] == {"age_hours": None, "verified_at": None}
-    assert checks["inbox"] == {"parked": 0, "failed": 0, "oldest_seconds": None}
+    assert checks["inbox"] == {
+        "parked": 0,
+        "failed": 0,
+        "dead": 0,
+        "quarantined": 0,
+        "oldest_seconds": None,
+        "overdue_seconds": 0,
+    }
     assert answer.body["timestamp"].endswith("+00:00")
 
 
@@ -77,14 +89,30 @@ def test_what_is_parked_for_a_moment_is_healthy_and_counted(system_db: Database)
     assert 300 <= inbox["oldest_seconds"] < 600
 
 
-@pytest.mark.parametrize(("status", "minutes_ago"), [("failed", 0), ("parked", 61)])
-def test_an_event_that_failed_or_waits_for_an_hour_degrades(
-    system_db: Database, status: str, minutes_ago: int
+DAY = 24 * 60
+
+
+@pytest.mark.parametrize(
+    ("event", "verdict"),
+    [
+        ({"status": "failed"}, "degraded"),
+        ({"status": "dead", "minutes_ago": DAY - 10}, "degraded"),
+        ({"status": "dead", "minutes_ago": DAY + 10}, "healthy"),
+        # Another product's customer, say: it waits for ever, and is none of our health.
+        ({"status": "parked", "minutes_ago": 400 * DAY}, "healthy"),
+        ({"status": "parked", "due_minutes_ago": 10}, "healthy"),
+        ({"status": "parked", "due_minutes_ago": 20}, "degraded"),
+        ({"status": "quarantined"}, "healthy"),
+    ],
+    ids=str,
+)
+def test_the_inbox_is_well_while_events_get_through_and_the_worker_works(
+    system_db: Database, event: dict[str, Any], verdict: str
 ) -> None:
-    receive(system_db, status, minutes_ago=minutes_ago)
+    receive(system_db, **event)
     answer = get()
-    assert (answer.status, answer.body["status"]) == (200, "degraded")
-    assert answer.body["checks"]["inbox"][status] == 1
+    assert (answer.status, answer.body["status"]) == (200, verdict)
+    assert answer.body["checks"]["inbox"][event["status"]] == 1
 
 
 @pytest.mark.usefixtures("system_db")

@@ -27,6 +27,7 @@ from tests.senders import (
 
 from backplane import config, db, inbox, ledger
 from backplane.inbox import Event, Outcome, Park, Quarantine, Sender
+from backplane.problems import InvalidPayload
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -218,7 +219,7 @@ def test_the_subject_an_event_is_parked_for_cannot_arrive_before_the_event_is_st
 ) -> None:
     """Else it would arrive unseen by the event, find nothing parked, and leave it waiting."""
     with db.transaction() as tx, system_db.connect() as other:
-        assert inbox._receive(tx, event(kind="thing.waited"), senders(waited=waits("thing"))) == "parked"
+        assert inbox._apply(tx, event(kind="thing.waited"), senders(waited=waits("thing"))) == "parked"
         free = other.execute(
             "SELECT pg_try_advisory_xact_lock(hashtextextended('thing', 0)) AS free"
         ).fetchone()
@@ -241,7 +242,7 @@ def test_an_event_whose_subject_came_while_it_was_looked_for_is_not_parked(syste
 
 
 def test_an_event_that_lacks_one_subject_after_the_other_waits_for_the_last(system_db: Database) -> None:
-    subjects = iter(["customer", "user", "customer", "user"])
+    subjects = iter(["customer", "customer", "user", "customer"])
 
     def effect(_tx: db.Tx, _event: Event) -> Outcome:
         raise Park(next(subjects), "missing")
@@ -277,8 +278,64 @@ def test_a_parked_event_that_fails_when_sent_again_is_failed(system_db: Database
 
 def test_a_failure_does_not_cover_a_success_that_came_first(system_db: Database) -> None:
     inbox.receive(event(), senders(happened=noted("done")))
-    inbox._record_failure(event(), LookupError("the loser of a race"))
+    with pytest.raises(inbox._Settled):
+        inbox._record_failure(event(), LookupError("the loser of a race"))
     assert row(system_db)["status"] == "processed"
+
+
+def test_an_effect_that_fails_because_its_event_was_applied_meanwhile_is_a_duplicate(
+    system_db: Database,
+) -> None:
+    def raced(tx: db.Tx, event: Event) -> Outcome:
+        with system_db.connect("backplane_system") as other:
+            inbox._record(other, event, "processed")
+        raise LookupError("what the other delivery did is in the way")
+
+    assert inbox.receive(event(), senders(happened=raced)) == "duplicate"
+    assert (row(system_db)["status"], row(system_db)["attempts"]) == ("processed", 1)
+
+
+def test_what_an_effect_did_is_undone_where_its_event_was_applied_meanwhile(system_db: Database) -> None:
+    def raced(tx: db.Tx, event: Event) -> Outcome:
+        write(tx, "twice")
+        with system_db.connect("backplane_system") as other:
+            write(other, "once")
+            inbox._record(other, event, "processed")
+        return Outcome()
+
+    assert inbox.receive(event(), senders(happened=raced)) == "duplicate"
+    assert notes(system_db) == ["once"]
+
+
+def test_an_error_that_quotes_what_cannot_be_stored_is_recorded_without_it(system_db: Database) -> None:
+    with pytest.raises(LookupError):
+        inbox.receive(
+            event(), senders(happened=noted("", LookupError("a\x00b\ud800c" + "x" * 20_000 + "end")))
+        )
+    error = row(system_db)["error"]
+    assert len(error) <= inbox.MAX_ERROR
+    assert error.endswith("end\n")
+
+
+def test_an_event_that_cannot_be_read_any_more_is_quarantined_and_does_not_stop_the_others(
+    system_db: Database,
+) -> None:
+    table = senders(waited=waits("thing"), arrived=arrives("thing"))
+    for event_id in ("evt_odd", "evt_good"):
+        inbox.receive(event(event_id, "thing.waited"), table)
+
+    reader = table["stripe"]
+
+    def stricter(event_id: str, body: bytes) -> Event:
+        if event_id == "evt_odd":
+            raise InvalidPayload("what was read before is refused now")
+        return reader.parse(event_id, body)
+
+    table["stripe"] = Sender(stricter, reader.effects)
+    assert inbox.receive(event("evt_subject", "thing.arrived"), table) == "processed"
+    assert row(system_db, "evt_good")["status"] == "processed"
+    odd = row(system_db, "evt_odd")
+    assert (odd["status"], odd["reason"]) == ("quarantined", "what was read before is refused now")
 
 
 def test_an_effect_that_the_server_refuses_fails_and_an_sql_error_is_no_quarantine(

@@ -2,18 +2,22 @@
 
 import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import webhook_worker
 from psycopg.rows import DictRow
+from samtranslator.yaml_helper import yaml_parse
 from tests.databases import Database
 from tests.senders import checkout_session, clerk_user, invoke, post_clerk, post_stripe, stripe_event
 
-from backplane import identity, inbox, stripe_effects, stripe_events
+from backplane import identity, inbox, inbox_upkeep, stripe_effects, stripe_events
 from backplane.inbox import Event, Outcome
 from backplane.senders import SENDERS
+
+TEMPLATE = Path(__file__).parents[2] / "template.yaml"
 
 pytestmark = pytest.mark.usefixtures("webhook_secrets")
 
@@ -181,9 +185,56 @@ def test_two_workers_apply_an_event_once(system_db: Database, monkeypatch: pytes
         break_checkouts(broken)
         pay("evt_1", client_reference_id="user_1")
     wake(system_db)
-    (due,) = inbox.due(10)
-    assert inbox.retry(due, SENDERS) == "processed"
-    assert inbox.retry(due, SENDERS) == "duplicate"
+    (due,) = inbox_upkeep.due(10)
+    assert inbox_upkeep.retry(due, SENDERS) == "processed"
+    assert inbox_upkeep.retry(due, SENDERS) == "duplicate"
+
+
+def test_what_needs_a_person_is_counted_for_the_alarms(
+    system_db: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def counted() -> dict[str, list[float]]:
+        run()
+        line = next(line for line in capsys.readouterr().out.splitlines() if "WebhooksDead" in line)
+        told = json.loads(line)
+        (schema,) = told["_aws"]["CloudWatchMetrics"]
+        assert schema["Namespace"] == "Backplane"
+        assert {frozenset(dimensions) for dimensions in schema["Dimensions"]} == {
+            frozenset(("service", "stage"))
+        }
+        return {metric["Name"]: told[metric["Name"]] for metric in schema["Metrics"]}
+
+    def age(interval: str) -> None:
+        with system_db.connect() as connection:
+            connection.execute(
+                f"""
+                UPDATE platform.webhook_inbox
+                SET received_at = received_at - interval '{interval}',
+                    processed_at = processed_at - interval '{interval}'
+                """.encode()
+            )
+
+    assert counted() == {"WebhooksDead": [0.0], "WebhooksQuarantined": [0.0], "WebhooksParkedLong": [0.0]}
+    pay("evt_parked", client_reference_id="user_late")
+    pay("evt_poison", client_reference_id="nobody's id")
+    with monkeypatch.context() as broken:
+        break_checkouts(broken)
+        for _ in range(inbox.MAX_ATTEMPTS):
+            pay("evt_dead", client_reference_id="user_late")
+    assert counted() == {"WebhooksDead": [1.0], "WebhooksQuarantined": [1.0], "WebhooksParkedLong": [0.0]}
+    age("61 minutes")
+    assert counted() == {"WebhooksDead": [1.0], "WebhooksQuarantined": [1.0], "WebhooksParkedLong": [1.0]}
+    age("1 day")
+    assert counted() == {"WebhooksDead": [0.0], "WebhooksQuarantined": [0.0], "WebhooksParkedLong": [0.0]}
+    assert row(system_db, "evt_parked")["status"] == "parked"  # reported, and not lost
+
+
+@pytest.mark.parametrize("name", ["WebhooksDead", "WebhooksQuarantined", "WebhooksParkedLong"])
+def test_the_template_watches_each_count(name: str) -> None:
+    alarm = yaml_parse(TEMPLATE.read_text())["Resources"][f"{name}Alarm"]["Properties"]
+    assert (alarm["Namespace"], alarm["MetricName"], alarm["Threshold"]) == ("Backplane", name, 0)
+    dimensions = {item["Name"]: item["Value"] for item in alarm["Dimensions"]}
+    assert dimensions == {"service": "backplane", "stage": {"Ref": "Stage"}}
 
 
 def test_an_index_serves_the_look_for_due_rows(system_db: Database) -> None:

@@ -31,6 +31,7 @@ LOGINS = {
     "credits": "backplane_app",
     "health": "backplane_system",
     "ledger_audit": "backplane_system",
+    "maintenance": "backplane_system",
     "migrate": None,
     "outbox_publisher": "backplane_system",
     "plans": "backplane_app",

@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     event_bus_name: str = "default"
     outbox_publisher_function: str | None = None  # unset: nobody is poked, the schedule publishes
 
+    # Kept for so many days: the bodies of settled webhooks, and events that were published.
+    webhook_body_days: int = Field(default=30, ge=1, le=3650)
+    published_event_days: int = Field(default=30, ge=1, le=3650)
+
     max_body_bytes: int = Field(default=1024 * 1024, gt=0)
 
     @property

@@ -1,8 +1,8 @@
 """The webhook inbox: every event once, in whatever order and however often it is delivered.
 
-`receive` inserts the row and applies the event's effect in one transaction, so a 2xx means
-durable and a repetition finds the row. An effect is a function of (tx, event) that answers what
-became of it, or raises:
+`receive` applies the event's effect and records it in one transaction, so a 2xx means durable. A
+repetition cannot record the event again, and is undone with all that its effect did. An effect is a
+function of (tx, event) that answers what became of it, or raises:
 
     Park        its subject is not there yet; replayed when an outcome says it arrived, or by the worker
     Quarantine  validly signed, impossible to apply, however often it is tried
@@ -20,22 +20,21 @@ from uuid import UUID
 import psycopg
 
 from backplane import db
-from backplane.problems import Unavailable
+from backplane.problems import InvalidPayload, Unavailable
 
 logger = logging.getLogger("backplane.inbox")
 
 Provider = Literal["stripe", "clerk", "eas", "vercel", "github"]
-Status = Literal["processed", "duplicate", "ignored", "stale", "parked", "quarantined", "failed"]
+Status = Literal["processed", "duplicate", "ignored", "stale", "parked", "quarantined", "failed", "dead"]
 
 # What a repetition may still change, the sender's or the worker's; every other row answers `duplicate`.
 OPEN = ("parked", "failed", "dead")
+# What a person may have tried anew: a poison event whose cure was deployed, a kind that has an effect since.
+REPLAYABLE = (*OPEN, "quarantined", "ignored")
 
 # A failed event is given up after about a day of the worker's tries. A parked one waits for ever.
 MAX_ATTEMPTS = 12
-
-# How long an event rests after its n-th attempt: a minute, doubled each time, six hours at most, less
-# up to a half by chance, so that what failed together does not come back together.
-_BACKOFF = "least(interval '6 hours', interval '1 minute' * 2 ^ least(attempts - 1, 20)) * (1 - random() / 2)"
+MAX_ERROR = 10_000  # characters of a traceback, its end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,70 +85,72 @@ class Quarantine(Exception):  # noqa: N818
     """The event can never be applied."""
 
 
-def receive(event: Event, senders: Senders) -> Status:
-    """Records the event and applies it, once.
+class _Settled(Exception):  # noqa: N818
+    """The event was recorded meanwhile, and what became of it stands."""
+
+
+def receive(event: Event, senders: Senders, *, anew: bool = False) -> Status:
+    """Records the event and applies it, once. With `anew`, also what was put aside (REPLAYABLE), as if
+    it had just come.
 
     Raises Unavailable where the database is not there (nothing is recorded then), and whatever
     the effect raised, after recording it: the sender must hear a 5xx to try again.
     """
     try:
-        return db.run(lambda tx: _receive(tx, event, senders))
+        return _receive(event, senders, anew)
     except Unavailable:
         raise
+    except _Settled:
+        return "duplicate"
     except Exception as error:  # the edge of an effect: recorded, then passed on
-        _record_failure(event, error)
+        try:
+            _record_failure(event, error, anew)
+        except _Settled:
+            return "duplicate"  # applied by another delivery, whose effect was in this one's way
         raise
 
 
-def _receive(tx: db.Tx, event: Event, senders: Senders) -> Status:
-    inserted = tx.execute(
-        """
-        INSERT INTO platform.webhook_inbox
-            (provider, event_id, event_type, body, status, occurred_at, processed_at)
-        VALUES
-            (%(provider)s, %(id)s, %(type)s, %(body)s, 'processed', %(occurred_at)s, clock_timestamp())
-        ON CONFLICT (provider, event_id) DO NOTHING
-        """,
-        {
-            "provider": event.provider,
-            "id": event.id,
-            "type": event.type,
-            "body": event.body,
-            "occurred_at": event.occurred_at,
-        },
-    )
-    if inserted.rowcount == 0:
-        reopened = tx.execute(
-            """
-            UPDATE platform.webhook_inbox
-            SET attempts = attempts + 1
-            WHERE provider = %(provider)s
-              AND event_id = %(id)s
-              AND status = ANY (%(open)s::platform.inbox_status[])
-            """,
-            {"provider": event.provider, "id": event.id, "open": list(OPEN)},
-        )
-        if reopened.rowcount == 0:
-            return "duplicate"
-    return _apply(tx, event, senders)
+def _receive(event: Event, senders: Senders, anew: bool) -> Status:
+    """Most events apply: the first try has no savepoint to return to, which costs two round trips. What
+    cannot be applied is undone whole, and tried again with one.
+    """
+    effect = senders[event.provider].effects.get(event.type)
+    if event.defect is not None or effect is None:
+        return db.run(lambda tx: _apply(tx, event, senders, anew=anew))
+    try:
+        return db.run(lambda tx: _conclude(tx, event, effect(tx, event), senders, anew))
+    except (Park, Quarantine):
+        return db.run(lambda tx: _apply(tx, event, senders, anew=anew))
 
 
-def _apply(tx: db.Tx, event: Event, senders: Senders) -> Status:
-    """Applies one event inside a savepoint and writes what became of it to its row."""
+def _apply(tx: db.Tx, event: Event, senders: Senders, *, anew: bool = False) -> Status:
+    """Applies one event, or undoes its effect, and records what became of it. Raises _Settled."""
     if event.defect is not None:
-        return _settle(tx, event, "quarantined", reason=event.defect)
+        return _record(tx, event, "quarantined", reason=event.defect, anew=anew)
     effect = senders[event.provider].effects.get(event.type)
     if effect is None:
-        return _settle(tx, event, "ignored", reason=f"{event.type} has no effect here")
+        return _record(tx, event, "ignored", reason=f"{event.type} has no effect here", anew=anew)
     try:
         outcome = _attempt(tx, event, effect)
     except Park as park:
-        return _settle(tx, event, "parked", reason=park.reason, waiting_for=park.waiting_for)
+        return _record(tx, event, "parked", reason=park.reason, waiting_for=park.waiting_for, anew=anew)
     except Quarantine as quarantine:
-        return _settle(tx, event, "quarantined", reason=str(quarantine))
+        return _record(tx, event, "quarantined", reason=str(quarantine), anew=anew)
+    return _conclude(tx, event, outcome, senders, anew)
+
+
+def _conclude(tx: db.Tx, event: Event, outcome: Outcome, senders: Senders, anew: bool) -> Status:
+    status = _record(
+        tx,
+        event,
+        outcome.status,
+        reason=outcome.reason,
+        organization_id=outcome.organization_id,
+        anew=anew,
+    )
     for subject in outcome.arrived:
         _replay_parked(tx, subject, senders)
-    return _settle(tx, event, outcome.status, reason=outcome.reason, organization_id=outcome.organization_id)
+    return status
 
 
 def _attempt(tx: db.Tx, event: Event, effect: Effect) -> Outcome:
@@ -179,9 +180,9 @@ def _replay_parked(tx: db.Tx, subject: str, senders: Senders) -> None:
     """
     rows = tx.execute(
         """
-        SELECT provider, event_id, body
+        SELECT provider, event_id, event_type, occurred_at, body
         FROM platform.webhook_inbox
-        WHERE waiting_for = %(subject)s AND status = 'parked'
+        WHERE waiting_for = %(subject)s AND status = 'parked' AND body IS NOT NULL
         ORDER BY occurred_at, event_id
         FOR UPDATE
         """,
@@ -190,15 +191,33 @@ def _replay_parked(tx: db.Tx, subject: str, senders: Senders) -> None:
     for row in rows:
         try:
             with tx.transaction():
-                event = senders[row["provider"]].parse(row["event_id"], bytes(row["body"]))
-                _apply(tx, event, senders)
+                _apply(tx, read_back(row, senders), senders)
+        except _Settled:
+            continue  # by an arrival further down
         except psycopg.OperationalError:
             raise  # the connection, a deadlock, a timeout: the whole is tried again
         except Exception:  # the edge of an effect: the row stays parked, the worker retries and records it
             logger.exception("replaying %s %s failed", row["provider"], row["event_id"])
 
 
-def _settle(
+def read_back(row: Mapping[str, Any], senders: Senders) -> Event:
+    """A recorded event from its provider, event_id, event_type, occurred_at and body."""
+    body = bytes(row["body"])
+    try:
+        return senders[row["provider"]].parse(row["event_id"], body)
+    except InvalidPayload as refusal:  # it was let in by a reader that was less strict
+        return Event(
+            provider=row["provider"],
+            id=row["event_id"],
+            type=row["event_type"],
+            occurred_at=row["occurred_at"],
+            data={},
+            body=body,
+            defect=refusal.detail,
+        )
+
+
+def _record(
     tx: db.Tx,
     event: Event,
     status: Status,
@@ -206,117 +225,91 @@ def _settle(
     reason: str | None = None,
     waiting_for: str | None = None,
     organization_id: UUID | None = None,
+    error: str | None = None,
+    anew: bool = False,
 ) -> Status:
-    tx.execute(
-        f"""
-        UPDATE platform.webhook_inbox
-        SET status = %(status)s::platform.inbox_status,
-            reason = %(reason)s,
-            waiting_for = %(waiting_for)s,
-            organization_id = coalesce(%(organization_id)s, organization_id),
-            error = NULL,
-            processed_at = CASE WHEN %(waiting_for)s::text IS NULL THEN clock_timestamp() END,
-            next_attempt_at = CASE WHEN %(waiting_for)s::text IS NOT NULL
-                                   THEN clock_timestamp() + {_BACKOFF} END
-        WHERE provider = %(provider)s AND event_id = %(id)s
-        """,
+    """Writes what became of an event. Raises _Settled where that stands already: the row is what makes
+    an event apply once, so the caller's transaction must not commit then.
+    """
+    row = tx.execute(
+        _RECORD,
         {
+            "provider": event.provider,
+            "id": event.id,
+            "type": event.type,
+            "body": event.body,
+            "occurred_at": event.occurred_at,
             "status": status,
             "reason": reason,
             "waiting_for": waiting_for,
             "organization_id": organization_id,
-            "provider": event.provider,
-            "id": event.id,
+            "error": error,
+            "waits": status in {"parked", "failed"},
+            "anew": anew,
+            "changeable": list(REPLAYABLE if anew else OPEN),
+            "most": MAX_ATTEMPTS,
         },
-    )
-    return status
+    ).fetchone()
+    if row is None:
+        raise _Settled
+    recorded: Status = row["status"]
+    return recorded
 
 
-def _record_failure(event: Event, error: BaseException) -> None:
-    """A transaction of its own: the effect's was rolled back, the row with it."""
+def _rest(attempts: str) -> str:
+    """How long an event rests after its n-th attempt: a minute, doubled each time, six hours at most,
+    less up to a half by chance, so that what failed together does not come back together.
+    """
+    return f"""
+        least(interval '6 hours', interval '1 minute' * 2 ^ least({attempts} - 1, 20)) * (1 - random() / 2)
+    """
+
+
+_ATTEMPTS = "CASE WHEN %(anew)s THEN 1 ELSE inbox.attempts + 1 END"
+_DEAD = f"EXCLUDED.status = 'failed' AND {_ATTEMPTS} >= %(most)s"
+_RECORD = f"""
+    INSERT INTO platform.webhook_inbox AS inbox
+        (provider, event_id, event_type, body, status, reason, waiting_for, organization_id, error,
+         occurred_at, received_at, processed_at, next_attempt_at)
+    VALUES
+        (%(provider)s, %(id)s, %(type)s, %(body)s, %(status)s, %(reason)s, %(waiting_for)s,
+         %(organization_id)s, %(error)s, %(occurred_at)s, now(),
+         CASE WHEN NOT %(waits)s THEN clock_timestamp() END,
+         CASE WHEN %(waits)s THEN clock_timestamp() + {_rest("1")} END)
+    ON CONFLICT (provider, event_id) DO UPDATE
+    SET status = CASE WHEN {_DEAD} THEN 'dead' ELSE EXCLUDED.status END,
+        reason = EXCLUDED.reason,
+        waiting_for = EXCLUDED.waiting_for,
+        organization_id = coalesce(EXCLUDED.organization_id, inbox.organization_id),
+        error = EXCLUDED.error,
+        attempts = {_ATTEMPTS},
+        processed_at = CASE WHEN {_DEAD} THEN clock_timestamp() ELSE EXCLUDED.processed_at END,
+        next_attempt_at = CASE WHEN %(waits)s AND NOT ({_DEAD})
+                               THEN clock_timestamp() + {_rest(_ATTEMPTS)} END
+    WHERE inbox.status = ANY (%(changeable)s::platform.inbox_status[])
+    RETURNING status
+"""
+
+
+def _record_failure(event: Event, error: BaseException, anew: bool = False) -> None:
+    """In a transaction of its own: the effect's was rolled back. Raises _Settled."""
+    told = "".join(traceback.format_exception(error))[-MAX_ERROR:]
     recorded = db.run(
-        lambda tx: tx.execute(
-            f"""
-            WITH counted AS (
-                SELECT coalesce(max(attempts), 0) + 1 AS attempts
-                FROM platform.webhook_inbox
-                WHERE provider = %(provider)s AND event_id = %(id)s
-            )
-            INSERT INTO platform.webhook_inbox AS inbox
-                (provider, event_id, event_type, body, status, reason, error, occurred_at, attempts,
-                 next_attempt_at)
-            SELECT %(provider)s, %(id)s, %(type)s, %(body)s,
-                   CASE WHEN attempts >= %(most)s THEN 'dead' ELSE 'failed' END::platform.inbox_status,
-                   %(reason)s, %(error)s, %(occurred_at)s, attempts,
-                   CASE WHEN attempts < %(most)s THEN clock_timestamp() + {_BACKOFF} END
-            FROM counted
-            ON CONFLICT (provider, event_id) DO UPDATE
-            SET status = EXCLUDED.status,
-                reason = EXCLUDED.reason,
-                error = EXCLUDED.error,
-                waiting_for = NULL,
-                attempts = EXCLUDED.attempts,
-                next_attempt_at = EXCLUDED.next_attempt_at
-            WHERE inbox.status = ANY (%(open)s::platform.inbox_status[])
-            RETURNING status
-            """,
-            {
-                "provider": event.provider,
-                "id": event.id,
-                "type": event.type,
-                "body": event.body,
-                "reason": type(error).__name__,
-                "error": "".join(traceback.format_exception(error)),
-                "occurred_at": event.occurred_at,
-                "most": MAX_ATTEMPTS,
-                "open": list(OPEN),
-            },
-        ).fetchone()
+        lambda tx: _record(
+            tx,
+            event,
+            "failed",
+            reason=type(error).__name__,
+            # An error may quote what PostgreSQL's text cannot hold.
+            error=told.replace("\x00", "").encode(errors="replace").decode(),
+            anew=anew,
+        )
     )
-    if recorded is not None and recorded["status"] == "dead":
+    if recorded == "dead":
         logger.error("%s %s is given up after %d attempts", event.provider, event.id, MAX_ATTEMPTS)
 
 
-# ---- repetition ----
-
-
-def due(limit: int) -> list[UUID]:
-    """The rows whose next attempt is due, the longest waiting first."""
-    rows = db.run(
-        lambda tx: tx.execute(
-            """
-            SELECT id
-            FROM platform.webhook_inbox
-            WHERE status IN ('parked', 'failed') AND next_attempt_at <= clock_timestamp()
-            ORDER BY next_attempt_at
-            LIMIT %s
-            """,
-            [limit],
-        ).fetchall()
-    )
-    return [row["id"] for row in rows]
-
-
-def retry(inbox_id: UUID, senders: Senders) -> Status:
-    """Applies a recorded event once more. `duplicate` where it is settled already.
-
-    A failure is recorded and answered, not raised. Raises Unavailable where the database is not there.
-    """
-    row = db.run(
-        lambda tx: tx.execute(
-            "SELECT provider, event_id, body FROM platform.webhook_inbox WHERE id = %s", [inbox_id]
-        ).fetchone()
-    )
-    if row is None:
-        return "duplicate"
-    event = senders[row["provider"]].parse(row["event_id"], bytes(row["body"]))
-    try:
-        return receive(event, senders)
-    except Unavailable:
-        raise
-    except Exception:  # the edge of an effect: `receive` has recorded it
-        logger.exception("%s %s failed again", event.provider, event.id)
-        return "failed"
+# ---- subjects ----
 
 
 def replay(subject: str, senders: Senders) -> None:
@@ -327,9 +320,6 @@ def replay(subject: str, senders: Senders) -> None:
         _replay_parked(tx, subject, senders)
 
     db.run(work)
-
-
-# ---- subjects ----
 
 
 def lock(tx: db.Tx, subject: str) -> None:

@@ -54,6 +54,24 @@ def poke() -> None:
         _logger.warning("the outbox publisher could not be poked: %s", error)
 
 
+def purge(tx: db.Tx, *, days: int, limit: int) -> int:
+    """Forgets events that were published so long ago. Answers how many, `limit` at most."""
+    return tx.execute(
+        """
+        DELETE FROM platform.outbox
+        WHERE id IN (
+            SELECT id
+            FROM platform.outbox
+            WHERE published_at < clock_timestamp() - make_interval(days => %(days)s)
+            ORDER BY published_at
+            LIMIT %(limit)s
+            FOR UPDATE SKIP LOCKED
+        )
+        """,
+        {"days": days, "limit": limit},
+    ).rowcount
+
+
 @cache
 def _lambda() -> Any:
     # boto3 costs more to import than the rest of a function: only invocations that wrote events pay.
