@@ -204,6 +204,75 @@ def clerk_membership(
     }
 
 
+def clerk_item(
+    item_id: str = "csub_item_1",
+    *,
+    kind: str = "active",
+    status: str = "active",
+    plan: str = "pro",
+    payer: str | None = "user_1",
+    start: int = FIRST,
+    end: int | None = SECOND,
+    updated_at: int = FIRST * 1000,
+    **fields: Any,
+) -> dict[str, Any]:
+    """A subscription item's event; `start` and `end` of its period in seconds."""
+    data = {
+        "id": item_id,
+        "object": "subscription_item",
+        "status": status,
+        "is_free_trial": False,
+        "interval": "month",
+        "plan_id": f"cplan_{plan}",
+        "plan": {"id": f"cplan_{plan}", "slug": plan, "name": plan.title(), "is_recurring": True},
+        "period_start": start * 1000,
+        "period_end": None if end is None else end * 1000,
+        "subscription_id": "csub_1",
+        "updated_at": updated_at,
+    }
+    if payer is not None:
+        data["payer"] = clerk_payer(payer)
+    return {
+        "type": f"subscriptionItem.{kind}",
+        "object": "event",
+        "data": data | fields,
+        "timestamp": updated_at // 1000,
+    }
+
+
+def clerk_payer(clerk_id: str) -> dict[str, Any]:
+    """A user or an organisation; the id of the other kind is empty."""
+    return {
+        "object": "commerce_payer",
+        "id": f"cpayer_{clerk_id}",
+        "user_id": clerk_id if clerk_id.startswith("user_") else "",
+        "organization_id": clerk_id if clerk_id.startswith("org_") else "",
+        "first_name": "Ada",
+        "email": "ada@example.com",
+    }
+
+
+def clerk_subscription(
+    *items: dict[str, Any], kind: str = "updated", payer: str = "user_1", updated_at: int = FIRST * 1000
+) -> dict[str, Any]:
+    """A subscription's event with the items of items' events, which do not name the payer then."""
+    carried = [{key: value for key, value in item["data"].items() if key != "payer"} for item in items]
+    data = {
+        "id": "csub_1",
+        "object": "commerce_subscription",
+        "status": "active",
+        "payer": clerk_payer(payer),
+        "items": carried,
+        "updated_at": updated_at,
+    }
+    return {
+        "type": f"subscription.{kind}",
+        "object": "event",
+        "data": data,
+        "timestamp": updated_at // 1000,
+    }
+
+
 def stripe_event(
     event_type: str, obj: dict[str, Any], *, created: int = FIRST, event_id: str | None = None, **fields: Any
 ) -> dict[str, Any]:

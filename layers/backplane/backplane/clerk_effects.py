@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from backplane import clerk_organizations, clerk_users, inbox, requests
+from backplane import clerk_billing, clerk_organizations, clerk_users, inbox, requests
 from backplane.clerk_objects import moment
 from backplane.config import settings
 from backplane.db import Tx
@@ -34,6 +34,22 @@ EFFECTS: Mapping[str, inbox.Effect] = {
         "organizationMembership.created": clerk_organizations.membership_saved,
         "organizationMembership.updated": clerk_organizations.membership_saved,
         "organizationMembership.deleted": clerk_organizations.membership_deleted,
+        "subscription.created": clerk_billing.subscription_changed,
+        "subscription.updated": clerk_billing.subscription_changed,
+        "subscription.active": clerk_billing.subscription_changed,
+        "subscription.pastDue": clerk_billing.subscription_changed,
+        "subscriptionItem.created": clerk_billing.item_changed,
+        "subscriptionItem.updated": clerk_billing.item_changed,
+        "subscriptionItem.incomplete": clerk_billing.item_changed,
+        "subscriptionItem.abandoned": clerk_billing.item_changed,
+        "subscriptionItem.upcoming": clerk_billing.item_changed,
+        "subscriptionItem.active": clerk_billing.item_changed,
+        "subscriptionItem.freeTrialEnding": clerk_billing.trial_ending,
+        "subscriptionItem.pastDue": clerk_billing.item_changed,
+        "subscriptionItem.canceled": clerk_billing.item_changed,
+        "subscriptionItem.ended": clerk_billing.item_changed,
+        "paymentAttempt.created": clerk_billing.payment_changed,
+        "paymentAttempt.updated": clerk_billing.payment_changed,
     }.items()
 }
 

@@ -36,10 +36,15 @@ def _unused(value: object) -> object:
     return None if value == "" else value
 
 
+def _text(value: object) -> object:
+    return value if isinstance(value, str) else None
+
+
 Moment = Annotated[datetime | None, BeforeValidator(moment)]
 UserId = Annotated[str, Field(pattern=r"^user_[A-Za-z0-9_-]{1,64}$")]
 OrganizationId = Annotated[str, Field(pattern=r"^org_[A-Za-z0-9_-]{1,64}$")]
 Identifier = Annotated[str, Field(min_length=1, max_length=255)]
+Flag = Annotated[bool, BeforeValidator(lambda value: value or False)]
 OptionalUserId = Annotated[Annotated[UserId | None, Field()], BeforeValidator(_unused)]
 OptionalOrganizationId = Annotated[Annotated[OrganizationId | None, Field()], BeforeValidator(_unused)]
 OptionalIdentifier = Annotated[Annotated[Identifier | None, Field()], BeforeValidator(_unused)]
@@ -59,14 +64,14 @@ class _Email(ClerkObject):
 
 class User(ClerkObject):
     id: UserId
-    email_addresses: list[_Email] = []
+    email_addresses: Annotated[list[_Email], BeforeValidator(lambda value: value or [])] = []
     primary_email_address_id: str | None = None
     username: str | None = None
     first_name: str | None = None
     last_name: str | None = None
     image_url: str | None = None
-    banned: bool = False
-    locked: bool = False
+    banned: Flag = False
+    locked: Flag = False
     lockout_expires_in_seconds: int | None = Field(default=None, ge=0, le=10**9)
     last_sign_in_at: Moment = None
     updated_at: Moment = None
@@ -125,11 +130,13 @@ class Payer(ClerkObject):
 class SubscriptionItem(ClerkObject):
     id: Identifier
     status: Identifier
-    is_free_trial: bool = False
+    is_free_trial: Flag = False
     plan_id_: OptionalIdentifier = Field(default=None, alias="plan_id")
     plan: Plan | None = None
     payer: Payer | None = None
-    interval: str | None = Field(default=None, validation_alias=AliasChoices("interval", "plan_period"))
+    interval: Annotated[str | None, BeforeValidator(_text)] = Field(
+        default=None, validation_alias=AliasChoices("interval", "plan_period")
+    )
     period_start: Moment = None
     period_end: Moment = None
     canceled_at: Moment = None
@@ -152,13 +159,17 @@ class Subscription(ClerkObject):
     updated_at: Moment = None
 
 
+class _PaidItem(ClerkObject):
+    id: OptionalIdentifier = None
+
+
 class PaymentAttempt(ClerkObject):
     id: Identifier
     status: Identifier
     payer: Payer | None = None
-    charge_type: OptionalIdentifier = None
-    items: list[SubscriptionItem] = Field(default=[], alias="subscription_items")
-    updated_at: Moment = None
+    items: Annotated[list[_PaidItem], BeforeValidator(lambda value: value or [])] = Field(
+        default=[], alias="subscription_items"
+    )
 
 
 # ---- reading ----

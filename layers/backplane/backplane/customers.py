@@ -8,6 +8,10 @@ from backplane import db, identity, inbox
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
 
+class Gone(inbox.Quarantine):
+    """Whom a reference names was deleted, or never was."""
+
+
 def subject(provider: str, customer_id: str) -> str:
     """The name under which events wait for a customer to be linked, and the name of his lock."""
     return f"{provider}.customer:{customer_id}"
@@ -39,7 +43,8 @@ def organization_named(tx: db.Tx, reference: str) -> UUID:
     """The organisation that a sender's reference names: our id, a Clerk organisation id, or a Clerk
     user id, which stands for the user's personal organisation.
 
-    Raises inbox.Park where a Clerk id is not known yet, inbox.Quarantine where it never will be.
+    Raises inbox.Park where a Clerk id is not known yet, Gone where it is not any more, inbox.Quarantine
+    where it never will be.
     """
     if _UUID.fullmatch(reference):
         query = "SELECT id, deleted_at FROM tenancy.organizations WHERE id = %s"
@@ -64,7 +69,7 @@ def organization_named(tx: db.Tx, reference: str) -> UUID:
     row = tx.execute(query, [reference]).fetchone()
     if row is None and waiting_for is not None:
         raise inbox.Park(waiting_for, f"{reference} is not known yet")
-    if row is None or row["deleted_at"] is not None:
-        raise inbox.Quarantine(f"the organisation of {reference} does not exist any more")
+    if row is None or row["id"] is None or row["deleted_at"] is not None:
+        raise Gone(f"the organisation of {reference} does not exist any more")
     organization_id: UUID = row["id"]
     return organization_id

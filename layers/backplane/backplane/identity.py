@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from backplane import db, outbox, secrets
+from backplane import db, outbox, secrets, subscriptions
 from backplane.config import settings
 
 
@@ -138,7 +138,10 @@ def close_personal_organization(tx: db.Tx, user_id: UUID, at: datetime) -> UUID 
 
 
 def close(tx: db.Tx, organization_id: UUID) -> None:
-    """Ends what a deleted organisation could still do: its keys open nothing any more."""
+    """Ends what a deleted organisation had: its keys open nothing, and what it paid for at Clerk, which
+    deleted it, is over. Stripe tells of its own subscriptions.
+    """
+    subscriptions.cancel_all(tx, organization_id, "clerk")
     tx.execute(
         """
         UPDATE platform.api_keys

@@ -49,14 +49,20 @@ class Catalog(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class PricedPlan:
-    """The plan behind a sender's price."""
+class BilledPlan:
+    """The plan a subscription is for."""
 
     id: UUID
     key: str
     tier: Tier
     credits: int
     trial_credits: int
+
+
+@dataclass(frozen=True, slots=True)
+class PricedPlan(BilledPlan):
+    """The plan behind one of Stripe's prices."""
+
     interval: Literal["month", "year"]
 
 
@@ -103,6 +109,36 @@ def find_by_prices(tx: db.Tx, price_ids: list[str]) -> PricedPlan | None:
         {"price_ids": price_ids},
     ).fetchone()
     return None if row is None else PricedPlan(**row)
+
+
+def find_by_clerk(tx: db.Tx, clerk_plan_id: str | None, slug: str | None) -> BilledPlan | None:
+    """The plan that Clerk names by its id, or by its slug where one of the two has no id to compare."""
+    row = tx.execute(
+        """
+        SELECT id, key, tier, credits, trial_credits
+        FROM billing.plans
+        WHERE clerk_plan_id = %(clerk_plan_id)s
+           OR clerk_slug = %(slug)s AND (clerk_plan_id IS NULL OR %(clerk_plan_id)s::text IS NULL)
+        ORDER BY clerk_plan_id IS NULL
+        LIMIT 1
+        """,
+        {"clerk_plan_id": clerk_plan_id, "slug": slug},
+    ).fetchone()
+    return None if row is None else BilledPlan(**row)
+
+
+def of_subscription(tx: db.Tx, provider: str, provider_subscription_id: str) -> BilledPlan | None:
+    """The plan of a stored subscription."""
+    row = tx.execute(
+        """
+        SELECT p.id, p.key, p.tier, p.credits, p.trial_credits
+        FROM billing.subscriptions AS s
+        JOIN billing.plans AS p ON p.id = s.plan_id
+        WHERE s.provider = %s AND s.provider_subscription_id = %s
+        """,
+        [provider, provider_subscription_id],
+    ).fetchone()
+    return None if row is None else BilledPlan(**row)
 
 
 def find_pack(tx: db.Tx, pack_id: str) -> Pack | None:

@@ -134,6 +134,20 @@ def save(tx: db.Tx, state: Subscription, *, as_of: str) -> bool:
     return True
 
 
+def cancel_all(tx: db.Tx, organization_id: UUID, provider: str) -> None:
+    """Cancels what a provider's payer had, for good, where the payer himself is gone."""
+    tx.execute(
+        """
+        UPDATE billing.subscriptions
+        SET status = 'canceled',
+            ended_at = coalesce(ended_at, clock_timestamp()),
+            as_of = '1' || substr(as_of, 2) -- as an end, which nothing reopens
+        WHERE organization_id = %s AND provider = %s AND status <> 'canceled'
+        """,
+        [organization_id, provider],
+    )
+
+
 def record(tx: db.Tx, event: HistoryEvent) -> None:
     """Adds to the history, stale events too: it says what the sender told and when."""
     tx.execute(
