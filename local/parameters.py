@@ -19,6 +19,8 @@ class Senders:
     """Who signs what we receive. Of several secrets the first signs and all verify."""
 
     stripe_secrets: list[str]
+    stripe_api_key: str  # empty: Stripe is never asked
+    stripe_api_base: str  # empty: Stripe's own address
     clerk_secrets: list[str]
     issuer: str
     jwt_key: str  # PEM; empty: the issuer's JWKS
@@ -29,6 +31,8 @@ class Senders:
         return cls(
             stripe_secrets=_list(overrides.get("STRIPE_WEBHOOK_SECRET"))
             or [credentials.stripe_webhook_secret()],
+            stripe_api_key=overrides.get("STRIPE_API_KEY", ""),
+            stripe_api_base=overrides.get("STRIPE_API_BASE", ""),
             clerk_secrets=_list(overrides.get("CLERK_WEBHOOK_SECRET"))
             or [credentials.clerk_webhook_secret()],
             issuer=overrides.get("CLERK_ISSUER", local_issuer).rstrip("/"),
@@ -44,12 +48,19 @@ def parameters(senders: Senders, owner_url: str, api_port: int, client: Client) 
         **_database(owner_url),
         "Stage": "local",
         "StripeWebhookSecretArn": put_secret(client, "stripe-webhook", json.dumps(senders.stripe_secrets)),
+        "StripeApiKeySecretArn": _stripe_api_key(senders.stripe_api_key, client),
+        "StripeApiBase": senders.stripe_api_base,
         "ClerkWebhookSecretArn": put_secret(client, "clerk-webhook", json.dumps(senders.clerk_secrets)),
         "ClerkIssuer": senders.issuer,
         "ClerkJwtKey": senders.jwt_key,
         "PlatformAdmins": senders.platform_admins,
         "AllowedOrigins": ",".join(origins),
     }
+
+
+def _stripe_api_key(key: str, client: Client) -> str:
+    """The secret's ARN, or none: then what needs Stripe's API answers 503."""
+    return put_secret(client, "stripe-api-key", json.dumps({"key": key})) if key else ""
 
 
 def _database(owner_url: str) -> dict[str, str]:

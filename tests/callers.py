@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import account
+import billing
 import credits  # noqa: A004  the function of this name
 import jwt
 import plans
@@ -24,6 +25,7 @@ from tests.senders import call as invoke
 from backplane import api, auth, config
 
 ISSUER = "https://clerk.example.com"
+ORIGIN = "https://app.example.com"
 ROOT = "user_root"  # a platform admin
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 PEM = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
@@ -33,6 +35,8 @@ FUNCTIONS: dict[str, tuple[api.Router, api.Handler]] = {
     "/v1/credits": (credits.router, credits.handler),
     "/v1/admin/credits": (credits.router, credits.handler),
     "/v1/me": (account.router, account.handler),
+    "/v1/subscription": (billing.router, billing.handler),
+    "/v1/billing": (billing.router, billing.handler),
     "/v1/plans": (plans.router, plans.handler),
     "/v1/projects": (projects.router, projects.handler),
 }
@@ -52,6 +56,7 @@ def trust_our_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLERK_ISSUER", ISSUER)
     monkeypatch.setenv("CLERK_JWT_KEY", PEM)
     monkeypatch.setenv("PLATFORM_ADMINS", ROOT)
+    monkeypatch.setenv("ALLOWED_ORIGINS", ORIGIN)
     config.settings.cache_clear()
 
 

@@ -15,12 +15,15 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import migrate
 import psycopg
 import pytest
 from psycopg.rows import dict_row
 from tests.databases import ROLES, Database, create_database, drop_database, on
+from tests.stripe_api import KEY as STRIPE_KEY
+from tests.stripe_api import FakeStripe
 
 _numbers = itertools.count(1)
 
@@ -88,4 +91,23 @@ def webhook_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRIPE_WEBHOOK_SECRET_ARN", "stripe")
     monkeypatch.setenv("CLERK_WEBHOOK_SECRET_ARN", "clerk")
     monkeypatch.setenv("HASH_KEY_SECRET_ARN", "hash")
+    config.settings.cache_clear()
+
+
+@pytest.fixture
+def stripe(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStripe]:
+    """A Stripe API of our own, and a key for it. Ask for it after `webhook_secrets`, which it adds to."""
+    from backplane import config, secrets
+
+    others = secrets.get
+
+    def get(arn: str, *, refresh: bool = False) -> Any:
+        return {"key": STRIPE_KEY} if arn == "stripe-api-key" else others(arn, refresh=refresh)
+
+    monkeypatch.setattr(secrets, "get", get)
+    monkeypatch.setenv("STRIPE_API_KEY_SECRET_ARN", "stripe-api-key")
+    with FakeStripe() as fake:
+        monkeypatch.setenv("STRIPE_API_BASE", fake.url)
+        config.settings.cache_clear()
+        yield fake
     config.settings.cache_clear()

@@ -9,6 +9,7 @@ import pytest
 from tests.callers import FUNCTIONS, Customer, debit, mint, send, sign_up, token, trust_our_tokens
 from tests.databases import Database
 from tests.ledgers import assert_books_balance, entries, rows
+from tests.stripe_api import FakeStripe
 
 from backplane import api, db
 from backplane.auth import SCOPES_OF_KEY, SCOPES_OF_ROLE
@@ -23,6 +24,12 @@ ROUTES = sorted(
 )
 # What a route takes beside its path; a new route with a body adds its own.
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
+    ("POST", "/v1/billing/checkout"): {
+        "pack_id": "pack_500",
+        "success_url": "https://app.example.com/thanks",
+        "cancel_url": "https://app.example.com/prices",
+    },
+    ("POST", "/v1/billing/portal"): {"return_url": "https://app.example.com/account"},
     ("POST", "/v1/credits/debits"): {"operation": "ai_text_chat", "details": {"of": "ada"}},
     ("POST", "/v1/credits/debits/<debit_id>/refunds"): {"reason": "it failed"},
     ("POST", "/v1/credits/holds"): {"operation": "ai_text_chat", "details": {"of": "ada"}},
@@ -46,16 +53,33 @@ every_route = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def ada(app_db: Database, monkeypatch: pytest.MonkeyPatch) -> Customer:
+def ada(app_db: Database, monkeypatch: pytest.MonkeyPatch, stripe: FakeStripe) -> Customer:
     trust_our_tokens(monkeypatch)
-    return sign_up("user_ada", name="Ada Lovelace")
+    stripe.add_price("price_pack_500", recurring=False)
+    ada = sign_up("user_ada", name="Ada Lovelace")
+    pays_as(app_db, ada, "cus_of_ada", stripe)
+    return ada
+
+
+def pays_as(database: Database, customer: Customer, customer_id: str, stripe: FakeStripe) -> None:
+    stripe.add_customer(customer_id)
+    rows(
+        database,
+        """
+        INSERT INTO billing.customers (organization_id, provider, provider_customer_id)
+        VALUES (%s, 'stripe', %s)
+        """,
+        customer.organization_id,
+        customer_id,
+    )
 
 
 @pytest.fixture
-def bob(app_db: Database, ada: Customer) -> Customer:
+def bob(app_db: Database, ada: Customer, stripe: FakeStripe) -> Customer:
     """Somebody else, with a subscription, a counter, and entries that say whose they are."""
     bob = sign_up("user_bob", name="Robert Tables")
     debit(bob.token, key="of bob", quantity=13, details={"secret": "of bob"})
+    pays_as(app_db, bob, "cus_of_bob", stripe)
     rows(
         app_db,
         """
@@ -122,9 +146,14 @@ def traces_of(database: Database, customer: Customer) -> set[str]:
         UNION ALL SELECT id FROM projects.projects WHERE organization_id = %(o)s
         """.replace("%(o)s", f"'{customer.organization_id}'"),
     )
-    return {str(customer.organization_id), str(customer.user_id), "of bob", "Robert", "user_bob"} | {
-        str(row["id"]) for row in ids
-    }
+    return {
+        str(customer.organization_id),
+        str(customer.user_id),
+        "of bob",
+        "of_bob",
+        "Robert",
+        "user_bob",
+    } | {str(row["id"]) for row in ids}
 
 
 @every_route
@@ -135,7 +164,8 @@ def test_no_route_tells_of_another_organisation_or_touches_it(
     key = mint(app_db, ada.organization_id, sorted(SCOPES_OF_KEY["organization"]))
     for credential in (ada.token, key):
         answer = walk(method, path, credential, named=bob.organization_id)
-        if scope_of(method, path) in OUT_OF_REACH:
+        scope = scope_of(method, path)
+        if scope in OUT_OF_REACH or (credential is key and scope not in SCOPES_OF_KEY["organization"]):
             assert answer.status == 403
         elif "<" in path:
             assert answer.status == 404

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from local import checkout
 from local.credentials import Credentials
-from local.parameters import Senders
+from local.parameters import Senders, parameters
 
 
 @pytest.fixture
@@ -49,3 +49,21 @@ def test_every_setting_that_can_be_replaced_is_in_the_example() -> None:
     example = (checkout.ROOT / ".env.example").read_text()
 
     assert [name for name in checkout.REPLACEABLE if f"\n#{name}=" not in example] == []
+
+
+@pytest.mark.parametrize(("given", "parameter"), [({}, ""), ({"STRIPE_API_KEY": "sk_test_1"}, "arn:stripe")])
+def test_without_a_stripe_key_there_is_no_secret_and_stripe_is_never_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], parameter: str
+) -> None:
+    secrets: dict[str, str] = {}
+
+    def put(_: object, name: str, text: str) -> str:
+        secrets[name] = text
+        return f"arn:{name.partition('-')[0]}"
+
+    monkeypatch.setattr("local.parameters.put_secret", put)
+    senders = Senders.of(given, Credentials(tmp_path / "secrets.json"), "http://127.0.0.1:1")
+    made = parameters(senders, "postgresql://localhost/backplane", 3000, lambda name: name)
+
+    assert made["StripeApiKeySecretArn"] == parameter
+    assert secrets.get("stripe-api-key") == ('{"key": "sk_test_1"}' if given else None)

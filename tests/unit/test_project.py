@@ -27,6 +27,7 @@ Json: TypeAlias = dict[str, Any]
 # organisation, and the one that migrates has the owner's secret instead of a name.
 LOGINS = {
     "account": "backplane_app",
+    "billing": "backplane_app",
     "clerk_webhook": "backplane_system",
     "credits": "backplane_app",
     "health": "backplane_system",

@@ -48,6 +48,7 @@ __all__ = [
     "IdempotencyKey",
     "Limit",
     "Page",
+    "RepeatKey",
     "Response",
     "Router",
     "answer",
@@ -111,6 +112,15 @@ IdempotencyKey = Annotated[
 ]
 Limit = Annotated[int, Query(ge=1, le=100, description="How many items at most.")]
 Cursor = Annotated[str | None, Query(max_length=200, description="next_cursor of the part before.")]
+
+
+def _repeat_key(request: Request) -> str | None:
+    key: str | None = request.context.get("repeat_key")
+    return key
+
+
+# The Idempotency-Key of a POST that may do without one, for whoever passes the promise on.
+RepeatKey = Annotated[str | None, Depends(_repeat_key)]
 
 
 def answer(body: T, *, status_code: int = 200, replayed: bool = False) -> Response[T]:
@@ -277,6 +287,7 @@ class _Resolver(APIGatewayHttpResolver):
         )
         if isinstance(found, idempotency.Claim):
             self._claim = found
+            self.context["repeat_key"] = key
             return None
         return Response(
             status_code=found.status_code,

@@ -34,6 +34,8 @@ class Settings(BaseSettings):
 
     # Senders.
     stripe_webhook_secret_arn: str | None = None
+    stripe_api_key_secret_arn: str | None = None  # {"key"}; unset: Stripe is never asked
+    stripe_api_base: str | None = None  # unset: Stripe's own address; an emulator's otherwise
     clerk_webhook_secret_arn: str | None = None
     clerk_instance_id: str | None = None  # ins_…; given, events of other instances have no effect
 

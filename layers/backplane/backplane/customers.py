@@ -26,6 +26,21 @@ def find(tx: db.Tx, provider: str, customer_id: str) -> UUID | None:
     return None if row is None else row["organization_id"]
 
 
+def of_organization(tx: db.Tx, provider: str, organization_id: UUID) -> str | None:
+    """The organisation's newest customer that stands."""
+    row = tx.execute(
+        """
+        SELECT provider_customer_id
+        FROM billing.customers
+        WHERE provider = %s AND organization_id = %s AND deleted_at IS NULL
+        ORDER BY created_at DESC, id DESC
+        LIMIT 1
+        """,
+        [provider, organization_id],
+    ).fetchone()
+    return None if row is None else row["provider_customer_id"]
+
+
 def link(tx: db.Tx, provider: str, customer_id: str, organization_id: UUID) -> bool:
     """Links a customer, unless he is linked already. Answers whether this call did."""
     linked = tx.execute(

@@ -147,3 +147,25 @@ def find_pack(tx: db.Tx, pack_id: str) -> Pack | None:
         "SELECT id, name, credits, price_id FROM billing.credit_packs WHERE id = %s", [pack_id]
     ).fetchone()
     return None if row is None else Pack.model_validate(row)
+
+
+def is_for_sale(tx: db.Tx, price_id: str) -> bool:
+    """Whether an active plan has the price."""
+    row = tx.execute(
+        """
+        SELECT 1
+        FROM billing.plan_prices AS pp
+        JOIN billing.plans AS p ON p.id = pp.plan_id
+        WHERE pp.price_id = %s AND p.active
+        """,
+        [price_id],
+    ).fetchone()
+    return row is not None
+
+
+def pack_price(tx: db.Tx, pack_id: str) -> str | None:
+    """The price of a pack that is for sale."""
+    row = tx.execute(
+        "SELECT price_id FROM billing.credit_packs WHERE id = %s AND active", [pack_id]
+    ).fetchone()
+    return None if row is None else row["price_id"]

@@ -68,11 +68,35 @@ class CurrentPlan(BaseModel):
     cancels_at_period_end: bool
 
 
+class PastEvent(BaseModel):
+    """What a sender told of a subscription."""
+
+    id: UUID
+    type: str
+    plan: str | None
+    status: str
+    provider: Literal["stripe", "clerk"]
+    occurred_at: datetime
+    metadata: dict[str, Any]
+
+
+class Overview(CurrentPlan):
+    """What GET /v1/subscription shows."""
+
+    price_id: str | None
+    canceled_at: datetime | None
+    provider: Literal["stripe", "clerk"] | None
+    events: list[PastEvent]  # newest first, 10 at most
+
+
 @dataclass(frozen=True, slots=True)
 class Entitlement:
     plan_id: UUID
     features: list[str]
     current: CurrentPlan
+    price_id: str | None
+    canceled_at: datetime | None
+    provider: Literal["stripe", "clerk"] | None
 
 
 def as_of(*, ended: bool, occurred_at: datetime, kind_rank: int, status: str, event_id: str) -> str:
@@ -186,13 +210,14 @@ def entitlement(tx: db.Tx, organization_id: UUID) -> Entitlement:
         """
         SELECT p.id, p.tier, p.features, p.sort_order,
                s.status, s.current_period_end, s.cancel_at_period_end, s.cancel_at,
+               s.price_id, s.canceled_at, s.provider,
                s.status <> ALL (%(not_entitled)s::billing.subscription_status[]) AS entitled,
                substr(s.as_of, 3) AS told_at -- without the flag that makes an ended state the newest
         FROM billing.subscriptions AS s
         JOIN billing.plans AS p ON p.id = s.plan_id
         WHERE s.organization_id = %(organization_id)s
         UNION ALL
-        SELECT id, tier, features, sort_order, NULL, NULL, NULL, NULL, false, NULL
+        SELECT id, tier, features, sort_order, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false, NULL
         FROM billing.plans
         WHERE tier = 'free' AND active
         ORDER BY entitled DESC, tier DESC, told_at DESC NULLS LAST, sort_order
@@ -216,7 +241,48 @@ def entitlement(tx: db.Tx, organization_id: UUID) -> Entitlement:
             current_period_end=period_end,
             cancels_at_period_end=cancels,
         ),
+        price_id=shown["price_id"] if shown else None,
+        canceled_at=shown["canceled_at"] if shown else None,
+        provider=shown["provider"] if shown else None,
     )
+
+
+def overview(tx: db.Tx, organization_id: UUID) -> Overview:
+    """The subscription that counts, and the last that was told of any."""
+    shown = entitlement(tx, organization_id)
+    events = tx.execute(
+        """
+        SELECT id, event_type AS type, plan_key AS plan, status, provider, occurred_at, metadata
+        FROM billing.subscription_events
+        WHERE organization_id = %s
+        ORDER BY occurred_at DESC, id DESC
+        LIMIT 10
+        """,
+        [organization_id],
+    ).fetchall()
+    return Overview(
+        **shown.current.model_dump(),
+        price_id=shown.price_id,
+        canceled_at=shown.canceled_at,
+        provider=shown.provider,
+        events=[PastEvent.model_validate(row) for row in events],
+    )
+
+
+def pays(tx: db.Tx, provider: str, organization_id: UUID) -> bool:
+    """Whether the organisation has a subscription of this provider that goes on."""
+    row = tx.execute(
+        """
+        SELECT 1
+        FROM billing.subscriptions
+        WHERE provider = %s
+          AND organization_id = %s
+          AND status <> ALL (%s::billing.subscription_status[])
+        LIMIT 1
+        """,
+        [provider, organization_id, list(NOT_ENTITLED)],
+    ).fetchone()
+    return row is not None
 
 
 def cancels_at_period_end(flag: bool, cancel_at: datetime | None) -> bool:
