@@ -108,6 +108,10 @@ INSERTS = {
         INSERT INTO projects.favorites (user_id, project_id, organization_id)
         VALUES (%(user)s, %(project)s, %(organization)s)
     """,
+    "projects.messages": """
+        INSERT INTO projects.messages (organization_id, project_id, sequence, role, content)
+        VALUES (%(organization)s, %(project)s, 1, 'user', 'Hello')
+    """,
     "platform.webhook_inbox": """
         INSERT INTO platform.webhook_inbox
             (provider, event_id, event_type, body, status, organization_id, occurred_at)

@@ -18,6 +18,8 @@ class Wanted(BaseModel):
     favorite: bool | None = None  # the caller's own
     deleted: bool = False
     kind: Kind | None = None
+    tag: str | None = None
+    shared: bool = False  # by others, with the caller
 
 
 def by_creation(
@@ -72,11 +74,17 @@ def by_change(
 def _conditions(wanted: Wanted) -> str:
     """Row-level security alone would list what others made public, too."""
     deleted = "IS NOT NULL" if wanted.deleted else "IS NULL"
+    whose = (
+        "p.id IN (SELECT s.project_id FROM projects.shares AS s WHERE s.user_id = %(user_id)s)"
+        if wanted.shared
+        else "p.organization_id = %(organization_id)s"
+    )
     return f"""
-        p.organization_id = %(organization_id)s
+        {whose}
           AND p.deleted_at {deleted}
           AND (%(pattern)s::text IS NULL OR p.title ILIKE %(pattern)s OR p.description ILIKE %(pattern)s)
           AND (%(kind)s::projects.kind IS NULL OR p.kind = %(kind)s::projects.kind)
+          AND (%(tag)s::text IS NULL OR %(tag)s = ANY(p.tags))
           AND (%(favorite)s::boolean IS NULL OR %(favorite)s = EXISTS (
               SELECT 1
               FROM projects.favorites AS f
@@ -90,5 +98,6 @@ def _params(organization_id: UUID, user_id: UUID | None, wanted: Wanted) -> dict
         "user_id": user_id,
         "pattern": None if wanted.q is None else db.containing(wanted.q),
         "kind": wanted.kind,
+        "tag": wanted.tag,
         "favorite": wanted.favorite,
     }

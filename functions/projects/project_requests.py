@@ -82,6 +82,7 @@ class NewProject(api.Body):
     template: Template | None = None
     is_public: bool | None = None  # None: private where the plan has private projects
     features: Labels = Field(default_factory=list)
+    tags: Labels = Field(default_factory=list)
 
 
 class Changes(api.Body):
@@ -93,6 +94,7 @@ class Changes(api.Body):
     status: Literal["draft", "archived"] = "draft"
     template: Template | None = None
     features: Labels = Field(default_factory=list)
+    tags: Labels = Field(default_factory=list)
     is_public: bool = False
     is_favorite: bool = False
     config: dict[str, Any] = Field(default_factory=dict)

@@ -22,7 +22,7 @@ PRIVATE_PROJECTS = "private-projects"  # the feature of the plans that have them
 # Of projects.projects AS p, for `shown`; %(user_id)s is whose favourites are meant.
 COLUMNS = """
     p.id, p.kind, p.title, p.description, p.slug, p.status, p.template_name, p.template_version,
-    p.template_category, p.features, p.is_public, p.message_count, p.forked_from, p.deployment_url,
+    p.template_category, p.features, p.tags, p.is_public, p.message_count, p.forked_from, p.deployment_url,
     p.deployed_at, p.created_at, p.updated_at, p.deleted_at,
     EXISTS (
         SELECT 1
@@ -31,7 +31,7 @@ COLUMNS = """
     ) AS is_favorite
 """
 _SETTINGS = frozenset({"config", "last_entry_id", "generated_path", "repository_url"})
-_OWN = frozenset({"title", "description", "slug", "status", "features"})
+_OWN = frozenset({"title", "description", "slug", "status", "features", "tags"})
 
 
 # What a project of a kind counts against, from its creation to its deletion.
@@ -45,10 +45,10 @@ def create(tx: db.Tx, caller: Caller, new: NewProject) -> ProjectDetails:
         """
         INSERT INTO projects.projects
             (organization_id, created_by, kind, title, description, template_name, template_version,
-             template_category, features, is_public)
+             template_category, features, tags, is_public)
         VALUES
             (%(organization_id)s, %(created_by)s, %(kind)s, %(title)s, %(description)s, %(template_name)s,
-             %(template_version)s, %(template_category)s, %(features)s, %(is_public)s)
+             %(template_version)s, %(template_category)s, %(features)s, %(tags)s, %(is_public)s)
         RETURNING id
         """,
         {
@@ -58,6 +58,7 @@ def create(tx: db.Tx, caller: Caller, new: NewProject) -> ProjectDetails:
             "title": new.title,
             "description": new.description,
             "features": new.features,
+            "tags": new.tags,
             "is_public": visibility(tx, caller.organization_id, new.is_public),
         }
         | _template(new.template),

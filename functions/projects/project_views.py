@@ -50,10 +50,11 @@ class PublicProject(BaseModel):
     kind: Kind
     title: str
     description: str | None
-    slug: str | None
+    slug: str
     status: Status
     template: Template | None
     features: list[str]
+    tags: list[str]
     is_public: bool
     deployment_url: str | None
     created_at: datetime

@@ -40,7 +40,9 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("PATCH", "/v1/projects/<project_id>"): {"title": "of ada"},
     ("DELETE", "/v1/projects/<project_id>"): {},
     ("POST", "/v1/projects/<project_id>/restore"): {},
+    ("POST", "/v1/projects/<project_id>/messages"): {"role": "user", "content": "of ada"},
 }
+QUERIES = {"/v1/projects/search": {"q": "of bob"}}
 # What customers and their keys may not call at all: the SaaS's own servers and platform admins do.
 OUT_OF_REACH = sorted({scope for *_, scope in ROUTES} - SCOPES_OF_ROLE["owner"])
 
@@ -107,6 +109,15 @@ def bob(app_db: Database, ada: Customer, stripe: FakeStripe) -> Customer:
         bob.organization_id,
         bob.user_id,
     )
+    rows(
+        app_db,
+        """
+        INSERT INTO projects.messages (organization_id, project_id, sequence, role, content)
+        VALUES (%s, %s, 1, 'user', 'words of bob')
+        """,
+        bob.organization_id,
+        PROJECT_OF_BOB,
+    )
     return bob
 
 
@@ -115,7 +126,8 @@ def walk(method: str, path: str, credential: str, *, named: object = UNKNOWN, **
     body = BODIES.get((method, path))
     assert body is not None or method == "GET", f"BODIES must say what {method} {path} takes"
     key = "of ada" if method == "POST" else None
-    return send(method, named_in(path, named), credential, body=body, key=key, **sent)
+    query = QUERIES.get(path)
+    return send(method, named_in(path, named), credential, body=body, key=key, query=query, **sent)
 
 
 def named_in(path: str, named: object = UNKNOWN) -> str:

@@ -142,3 +142,42 @@ def test_the_function_goes_around_a_pooler(empty_database: Database, monkeypatch
         monkeypatch.setenv("DATABASE_URL", "postgresql://pooler.invalid/nowhere")
         config.settings.cache_clear()
         assert migrate.handler({"action": "status"}, Context())["latest"] == VERSIONS[-1]
+
+
+def test_projects_from_before_slugs_get_theirs_and_keep_their_time_of_change(
+    empty_database: Database,
+) -> None:
+    slugs = next(runner.FOLDER.glob("*_project_slugs.sql")).name.partition("_")[0]
+    with empty_database.connect() as owner:
+        roles.ensure_roles(owner, {})
+        for version in VERSIONS[: VERSIONS.index(slugs)]:
+            runner.up(owner, version)
+        organization = {"organization": "01890a5d-ac96-774b-bcce-b302099a0001"}
+        owner.execute(
+            "INSERT INTO tenancy.organizations (id, name) VALUES (%(organization)s, 'Acme')", organization
+        )
+        titles = (
+            ("Fitness Tracker!", None),
+            ("Ünïcode & more", None),
+            ("Named", "own"),
+            ("Fitness Tracker!", None),
+        )
+        for number, (title, slug) in enumerate(titles):
+            owner.execute(
+                """
+                INSERT INTO projects.projects (id, organization_id, kind, title, slug, updated_at)
+                VALUES (%(id)s, %(organization)s, 'web', %(title)s, %(slug)s, '2026-01-01Z')
+                """,
+                organization
+                | {"id": f"01890a5d-ac96-774b-bcce-b30{number}09abcdef", "title": title, "slug": slug},
+            )
+        runner.up(owner, slugs)
+        filled = owner.execute(
+            "SELECT slug, updated_at::date::text AS changed FROM projects.projects ORDER BY id"
+        )
+        assert [(row["slug"], row["changed"]) for row in filled] == [
+            ("fitness-tracker-abcdef", "2026-01-01"),
+            ("n-code-more-abcdef", "2026-01-01"),
+            ("own", "2026-01-01"),
+            ("fitness-tracker-01890a5dac96774bbcceb30309abcdef", "2026-01-01"),
+        ]

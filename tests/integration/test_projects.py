@@ -85,11 +85,12 @@ def test_a_new_project_has_what_it_was_sent_and_nothing_more(app_db: Database, a
         description="A comprehensive fitness tracking app",
         template={"name": "expo-router", "version": "1.0.0", "category": "custom"},
         features=["auth"],
+        tags=["health", "beta"],
     )
     assert made == get(ada.token, made).body
     assert moment(made.pop("created_at")) <= moment(made.pop("updated_at"))
     project_id = made.pop("id")
-    assert made.pop("slug") is None
+    assert made.pop("slug") == f"fitness-tracker-{project_id[-6:]}"
     assert made == {
         "kind": "mobile",
         "title": "Fitness Tracker",
@@ -97,6 +98,7 @@ def test_a_new_project_has_what_it_was_sent_and_nothing_more(app_db: Database, a
         "status": "draft",
         "template": {"name": "expo-router", "version": "1.0.0", "category": "custom"},
         "features": ["auth"],
+        "tags": ["health", "beta"],
         "is_public": True,  # the free plan has no private ones
         "is_favorite": False,
         "message_count": 0,
@@ -178,6 +180,32 @@ def test_what_is_no_project_is_refused_with_its_place(
     assert rows(app_db, "SELECT 1 FROM projects.projects") == []
 
 
+@pytest.mark.parametrize(
+    ("title", "slug"),
+    [
+        ("Fitness Tracker", "fitness-tracker-"),
+        ("  --Über 100% & more!  ", "ber-100-more-"),
+        ("日本語", ""),
+    ],
+)
+def test_a_slug_is_made_of_the_title_and_the_ids_end(
+    app_db: Database, ada: Customer, title: str, slug: str
+) -> None:
+    made = create(ada.token, title)
+    assert made["slug"] == slug + made["id"][-6:]
+
+
+def test_a_slug_that_is_taken_is_made_of_the_whole_id(app_db: Database, ada: Customer) -> None:
+    free = create(ada.token)
+    insert = """
+        INSERT INTO projects.projects (id, organization_id, kind, title)
+        VALUES (%s, %s, 'web', 'Fitness')
+        RETURNING slug
+    """
+    twin = uuid4().hex[:-6] + free["id"][-6:]
+    assert rows(app_db, insert, twin, ada.organization_id)[0]["slug"] == f"fitness-{twin}"
+
+
 # ---- lists ----
 
 
@@ -213,7 +241,8 @@ def test_a_list_is_narrowed_by_text_kind_and_favourite(app_db: Database, ada: Cu
     fitness = create(ada.token, "Fitness", description="counts 100% of steps")
     create(ada.token, "Recipes_app")
     create(ada.token, **SITE)
-    patch(ada.token, fitness, is_favorite=True)
+    patch(ada.token, fitness, is_favorite=True, tags=["health"])
+    assert listed(ada.token, tag="health") == ["Fitness"]
     assert listed(ada.token, q="FIT") == ["Fitness"]
     assert listed(ada.token, q="100%25") == []
     assert listed(ada.token, q="100% of") == ["Fitness"]
@@ -388,7 +417,7 @@ def test_others_read_what_is_public_and_nothing_of_what_belongs_to_it(
     seen = get(bob.token, made)
     assert seen.status == 200
     assert set(seen.body) == {
-        "id", "kind", "title", "description", "slug", "status", "template", "features", "is_public",
+        "id", "kind", "title", "description", "slug", "status", "template", "features", "tags", "is_public",
         "deployment_url", "created_at", "updated_at",
     }  # fmt: skip
     for refused in (

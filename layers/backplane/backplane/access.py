@@ -1,7 +1,8 @@
 """What a caller may do with one project: by his organisation, by a share, or because it is public.
 
-Work on a project runs in a transaction bound to the organisation that owns it, which for a shared
-project is not the caller's. Whoever may not know of a project hears that there is none.
+A route enters a project with its transaction, which from then on sees the rows of the organisation
+that owns the project: for a shared one that is not the caller's. Whoever may not know of a project
+hears that there is none.
 """
 
 from dataclasses import dataclass
@@ -27,9 +28,9 @@ class Access:
     standing: Standing  # member: of its organisation, also by a key; a share's role; public: anybody
 
 
-def find(caller: Caller, project_id: UUID) -> Access:
-    """Raises NotFound for a project that the caller may not know of."""
-    row = db.call(
+def find(tx: db.Tx, caller: Caller, project_id: UUID) -> Access:
+    """Enters the project unless it is merely public. Raises NotFound where he may not know of it."""
+    row = tx.execute(
         """
         SELECT organization_id, standing
         FROM projects.find_access(%(project_id)s, %(organization_id)s, %(user_id)s)
@@ -39,36 +40,39 @@ def find(caller: Caller, project_id: UUID) -> Access:
             "organization_id": caller.organization_id,
             "user_id": caller.user_id,
         },
-    )
+    ).fetchone()
     if row is None:
         raise missing()
-    return Access(project_id, row["organization_id"], row["standing"])
+    found = Access(project_id, row["organization_id"], row["standing"])
+    if found.standing not in {"member", "public"}:
+        db.enter(tx, found.organization_id)
+    return found
 
 
-def require(caller: Caller, project_id: UUID, scope: str) -> Access:
-    """The access of a caller who may do more than look at what is public.
+def enter(tx: db.Tx, caller: Caller, project_id: UUID, scope: str) -> Access:
+    """For a caller who may do more than look at what is public.
 
     The route has checked his scopes in his own organisation; a share has those of its role. Raises
     NotFound, Forbidden.
     """
-    access = find(caller, project_id)
-    if access.standing == "public":
+    found = find(tx, caller, project_id)
+    if found.standing == "public":
         raise Forbidden("This project is public: others see it and nothing of what belongs to it.")
-    if access.standing != "member" and scope not in SCOPES_OF_ROLE[access.standing]:
-        raise Forbidden(f"This project is shared with you as {access.standing}, which is not enough for it.")
-    return access
+    if found.standing != "member" and scope not in SCOPES_OF_ROLE[found.standing]:
+        raise Forbidden(f"This project is shared with you as {found.standing}, which is not enough for this.")
+    return found
 
 
-def require_manager(caller: Caller, project_id: UUID) -> Access:
+def enter_as_manager(tx: db.Tx, caller: Caller, project_id: UUID) -> Access:
     """For deletion and shares: an owner or admin, of the organisation or by a share, or one of its keys."""
-    access = require(caller, project_id, "projects:write")
-    if access.standing == "member":
+    found = enter(tx, caller, project_id, "projects:write")
+    if found.standing == "member":
         allowed = caller.role is None or caller.role in _MANAGERS  # keys and platform admins have no role
     else:
-        allowed = access.standing == "admin"
+        allowed = found.standing == "admin"
     if not allowed:
         raise Forbidden("Only owners and admins delete a project, restore it or share it.")
-    return access
+    return found
 
 
 def missing() -> NotFound:

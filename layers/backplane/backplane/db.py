@@ -150,13 +150,19 @@ def run(work: Callable[[Tx], T], *, organization_id: UUID | None = None, user_id
 
 
 def call(query: QueryNoTemplate, params: Sequence[Any] | Mapping[str, Any] | None = None) -> DictRow | None:
-    """The first row of one statement that commits by itself: one round trip.
+    """The first row of `query`'s answer."""
+    found = answer(query, params)
+    return found[0] if found else None
+
+
+def answer(query: QueryNoTemplate, params: Sequence[Any] | Mapping[str, Any] | None = None) -> list[DictRow]:
+    """The rows of one statement that commits by itself: one round trip.
 
     For what needs no transaction and no organisation: security-definer functions and look-ups.
     Bounded by the role's statement_timeout. Repeated only where the server said it did nothing.
     """
 
-    def attempt() -> DictRow | None:
+    def attempt() -> list[DictRow]:
         session = _idle_connection()
         try:
             cursor = session.execute(query, params)
@@ -165,9 +171,17 @@ def call(query: QueryNoTemplate, params: Sequence[Any] | Mapping[str, Any] | Non
                 _drop()
                 raise CommitUnknown from error
             raise
-        return cursor.fetchone() if cursor.description else None
+        return cursor.fetchall() if cursor.description else []
 
     return _repeated(attempt)
+
+
+def enter(tx: Tx, organization_id: UUID) -> None:
+    """Lets the rest of a transaction see another organisation's rows instead.
+
+    Only after it was found that the caller may: see access.py.
+    """
+    tx.execute(_setting("organization_id", organization_id).encode(), prepare=False)
 
 
 def containing(text: str) -> str:
@@ -204,8 +218,12 @@ def _begin(organization_id: UUID | None, user_id: UUID | None) -> bytes:
     ]
     for name, value in (("organization_id", organization_id), ("user_id", user_id)):
         if value is not None:
-            parts.append(f"SET LOCAL app.{name} = '{UUID(str(value))}'")  # nothing but a UUID gets in
+            parts.append(_setting(name, value))
     return "; ".join(parts).encode()
+
+
+def _setting(name: str, value: UUID) -> str:
+    return f"SET LOCAL app.{name} = '{UUID(str(value))}'"  # nothing but a UUID gets in
 
 
 def _commit(session: Tx) -> None:
