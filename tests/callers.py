@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import account
+import admin
 import billing
 import credits  # noqa: A004  the function of this name
 import jwt
@@ -34,6 +35,7 @@ PEM = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyI
 FUNCTIONS: dict[str, tuple[api.Router, api.Handler]] = {
     "/v1/credits": (credits.router, credits.handler),
     "/v1/admin/credits": (credits.router, credits.handler),
+    "/v1/admin": (admin.router, admin.handler),
     "/v1/me": (account.router, account.handler),
     "/v1/subscription": (billing.router, billing.handler),
     "/v1/billing": (billing.router, billing.handler),

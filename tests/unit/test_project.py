@@ -28,6 +28,7 @@ Json: TypeAlias = dict[str, Any]
 LOGINS = {
     "account": "backplane_app",
     "billing": "backplane_app",
+    "admin": "backplane_system",  # a platform admin sees every organisation
     "clerk_webhook": "backplane_system",
     "credits": "backplane_app",
     "health": "backplane_system",

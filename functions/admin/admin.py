@@ -1,0 +1,99 @@
+"""What platform admins do: webhooks looked at and replayed, users, the audit log, service keys."""
+
+from typing import Annotated
+from uuid import UUID
+
+import people
+import service_keys
+import webhook_rows
+from aws_lambda_powertools.event_handler.openapi.params import Query
+from pydantic import BaseModel
+
+from backplane import api, audit_log, db, inbox_upkeep
+from backplane.inbox import Provider, Status
+from backplane.senders import SENDERS
+
+router = api.Router()
+
+EmailPrefix = Annotated[str | None, Query(min_length=1, max_length=320, description="How it begins.")]
+
+
+class Replay(BaseModel):
+    id: UUID
+    status: Status  # what became of it now; duplicate: it was applied before, and nothing was done
+
+
+@router.get("/v1/admin/webhooks", scope="admin")
+def webhooks(
+    tx: api.Tx,
+    *,
+    status: webhook_rows.Stored | None = None,
+    provider: Provider | None = None,
+    limit: api.Limit = 20,
+    cursor: api.Cursor = None,
+) -> api.Page[webhook_rows.Webhook]:
+    before = api.decode_cursor(cursor, UUID)
+    items = webhook_rows.newest(tx, status=status, provider=provider, before=before, limit=limit + 1)
+    return api.page(items, limit, lambda last: last.id)
+
+
+@router.get("/v1/admin/webhooks/<webhook_id>", scope="admin")
+def webhook(webhook_id: UUID, caller: api.Caller, tx: api.Tx) -> webhook_rows.WholeWebhook:
+    """With its body, which tells of people: who looked is in the audit log."""
+    found = webhook_rows.find(tx, webhook_id)
+    audit_log.write(tx, "webhook.shown", actor=caller.actor, target=f"webhook:{webhook_id}")
+    return found
+
+
+@router.post("/v1/admin/webhooks/<webhook_id>/replay", scope="admin")
+def replay(webhook_id: UUID, caller: api.Caller) -> Replay:
+    """Applies it as if it had just come, unless it is applied already. Its attempts count from one."""
+
+    def note(tx: db.Tx) -> None:
+        webhook_rows.find(tx, webhook_id)
+        audit_log.write(tx, "webhook.replayed", actor=caller.actor, target=f"webhook:{webhook_id}")
+
+    db.run(note)  # by itself: the attempt is on record, whatever becomes of it
+    return Replay(id=webhook_id, status=inbox_upkeep.retry(webhook_id, SENDERS, anew=True))
+
+
+@router.get("/v1/admin/users", scope="admin")
+def users(
+    tx: api.Tx, *, email: EmailPrefix = None, limit: api.Limit = 20, cursor: api.Cursor = None
+) -> api.Page[people.User]:
+    before = api.decode_cursor(cursor, UUID)
+    return api.page(
+        people.newest_users(tx, email=email, before=before, limit=limit + 1), limit, lambda last: last.id
+    )
+
+
+@router.get("/v1/admin/audit-log", scope="admin")
+def audit(
+    tx: api.Tx, *, organization_id: UUID | None = None, limit: api.Limit = 20, cursor: api.Cursor = None
+) -> api.Page[people.AuditEntry]:
+    before = api.decode_cursor(cursor, UUID)
+    items = people.newest_entries(tx, organization_id=organization_id, before=before, limit=limit + 1)
+    return api.page(items, limit, lambda last: last.id)
+
+
+@router.post("/v1/admin/service-keys", scope="admin", status_code=201, shown_once=("key",))
+def create_service_key(
+    body: service_keys.NewServiceKey, caller: api.Caller, tx: api.Tx
+) -> api.Response[service_keys.CreatedServiceKey]:
+    return api.answer(service_keys.create(tx, body, caller), status_code=201)
+
+
+@router.get("/v1/admin/service-keys", scope="admin")
+def list_service_keys(
+    tx: api.Tx, *, limit: api.Limit = 20, cursor: api.Cursor = None
+) -> api.Page[service_keys.ServiceKey]:
+    before = api.decode_cursor(cursor, UUID)
+    return api.page(service_keys.newest(tx, before=before, limit=limit + 1), limit, lambda last: last.id)
+
+
+@router.delete("/v1/admin/service-keys/<key_id>", scope="admin")
+def revoke_service_key(key_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
+    service_keys.revoke(tx, key_id, caller)
+
+
+handler = api.lambda_handler(router)

@@ -1,0 +1,66 @@
+"""Users, and the record of who did what, newest first."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from backplane import db
+
+
+class User(BaseModel):
+    id: UUID
+    clerk_id: str
+    email: str | None
+    name: str | None
+    role: str  # platform role
+    is_active: bool
+    organization_id: UUID | None  # the personal one
+    created_at: datetime
+    deleted_at: datetime | None
+
+
+class AuditEntry(BaseModel):
+    id: UUID
+    organization_id: UUID | None
+    actor: str
+    action: str
+    target: str
+    details: dict[str, Any]
+    created_at: datetime
+
+
+def newest_users(tx: db.Tx, *, email: str | None, before: UUID | None, limit: int) -> list[User]:
+    """Those whose address begins with `email`, in whatever case."""
+    rows = tx.execute(
+        """
+        SELECT u.id, u.clerk_id, u.email, u.role, u.is_active, u.created_at, u.deleted_at,
+               nullif(trim(concat_ws(' ', u.first_name, u.last_name)), '') AS name, o.id AS organization_id
+        FROM identity.users AS u
+        LEFT JOIN tenancy.organizations AS o ON o.personal_user_id = u.id
+        WHERE (%(email)s::text IS NULL OR starts_with(lower(u.email), lower(%(email)s)))
+          AND (%(before)s::uuid IS NULL OR u.id < %(before)s)
+        ORDER BY u.id DESC
+        LIMIT %(limit)s
+        """,
+        {"email": email, "before": before, "limit": limit},
+    ).fetchall()
+    return [User.model_validate(row) for row in rows]
+
+
+def newest_entries(
+    tx: db.Tx, *, organization_id: UUID | None, before: UUID | None, limit: int
+) -> list[AuditEntry]:
+    rows = tx.execute(
+        """
+        SELECT id, organization_id, actor, action, target, details, created_at
+        FROM platform.audit_log
+        WHERE (%(organization_id)s::uuid IS NULL OR organization_id = %(organization_id)s)
+          AND (%(before)s::uuid IS NULL OR id < %(before)s)
+        ORDER BY id DESC
+        LIMIT %(limit)s
+        """,
+        {"organization_id": organization_id, "before": before, "limit": limit},
+    ).fetchall()
+    return [AuditEntry.model_validate(row) for row in rows]
