@@ -55,6 +55,27 @@ INSERTS = {
             (organization_id, provider, provider_event_id, event_type, status, occurred_at)
         VALUES (%(organization)s, 'stripe', 'evt_' || %(n)s, 'customer.subscription.created', 'active', now())
     """,
+    "billing.purchases": """
+        INSERT INTO billing.purchases (organization_id, provider, provider_purchase_id, status)
+        VALUES (%(organization)s, 'stripe', 'in_' || %(n)s, 'paid')
+    """,
+    "billing.payments": """
+        INSERT INTO billing.payments (provider, provider_payment_id, provider_purchase_id)
+        VALUES ('stripe', 'pi_' || %(n)s, 'in_' || %(n)s)
+    """,
+    "billing.payment_refunds": """
+        INSERT INTO billing.payment_refunds (payment_id, provider_refund_id, amount, as_of, requested_at)
+        SELECT id, 're_' || %(n)s, 100, '1', now()
+        FROM billing.payments
+        WHERE provider_payment_id = 'pi_' || %(n)s
+    """,
+    "billing.disputes": """
+        INSERT INTO billing.disputes
+            (payment_id, provider_dispute_id, amount, status, as_of, withdrawn, reinstated, lost)
+        SELECT id, 'du_' || %(n)s, 100, 'needs_response', '1', true, false, false
+        FROM billing.payments
+        WHERE provider_payment_id = 'pi_' || %(n)s
+    """,
     "billing.usage_counters": """
         INSERT INTO billing.usage_counters (organization_id, key, period_start, period, period_end, used)
         VALUES (%(organization)s, 'app.messages_per_day', '2026-01-01Z', '2026-01-01', '2026-01-02Z', 1)

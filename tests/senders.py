@@ -377,3 +377,57 @@ def invoice(
     else:
         body |= {"subscription": "sub_1", "payment_intent": "pi_1", "charge": "ch_1", "paid": True}
     return body | fields
+
+
+def invoice_payment(
+    invoice_id: str, payment_intent: str, *, amount: int = 4900, **fields: Any
+) -> dict[str, Any]:
+    """Since basil: what paid an invoice."""
+    return {
+        "id": f"inpay_{next(_numbers)}",
+        "object": "invoice_payment",
+        "invoice": invoice_id,
+        "amount_paid": amount,
+        "status": "paid",
+        "payment": {"type": "payment_intent", "payment_intent": payment_intent},
+    } | fields
+
+
+def charge(charge_id: str, *, refunded: int, amount: int = 4900, **fields: Any) -> dict[str, Any]:
+    """A charge of which `refunded` has been refunded in all."""
+    return {
+        "id": charge_id,
+        "object": "charge",
+        "amount": amount,
+        "amount_captured": amount,
+        "amount_refunded": refunded,
+        "refunded": refunded == amount,
+        "payment_intent": None,
+        "customer": None,
+    } | fields
+
+
+def refund(refund_id: str, *, amount: int, status: str = "succeeded", **fields: Any) -> dict[str, Any]:
+    return {
+        "id": refund_id,
+        "object": "refund",
+        "amount": amount,
+        "status": status,
+        "charge": None,
+        "payment_intent": None,
+        "created": FIRST,
+    } | fields
+
+
+def dispute(dispute_id: str, *, status: str, amount: int = 4900, **fields: Any) -> dict[str, Any]:
+    return {
+        "id": dispute_id,
+        "object": "dispute",
+        "amount": amount,
+        "currency": "usd",
+        "status": status,
+        "reason": "fraudulent",
+        "charge": None,
+        "payment_intent": None,
+        "balance_transactions": [],
+    } | fields

@@ -2,13 +2,27 @@
 
 import itertools
 import random
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from psycopg.rows import DictRow
 from tests.databases import Database
+from tests.payers import (
+    PRO,
+    SIGN_UP,
+    STARTER,
+    Customer,
+    available,
+    entitled,
+    linked_customer,
+    moment,
+    new_customer,
+    organization,
+    reason,
+    rows,
+    status,
+)
 from tests.senders import (
     DAY,
     FIRST,
@@ -16,124 +30,21 @@ from tests.senders import (
     THIRD,
     checkout_session,
     clerk_user,
-    invoice,
     invoice_line,
     post_clerk,
     post_stripe,
     stripe_event,
-    subscription,
 )
 
-from backplane import db, subscriptions
 from backplane.periods import add_months
 
 pytestmark = pytest.mark.usefixtures("webhook_secrets")
-
-SIGN_UP = 100
-PRO = 1000
-STARTER = 500
-
-_numbers = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class Customer:
-    """A user with a personal organisation, who is one of Stripe's customers too."""
-
-    number: int
-
-    @property
-    def user(self) -> str:
-        return f"user_{self.number}"
-
-    @property
-    def id(self) -> str:
-        return f"cus_of_{self.number}"
-
-    @property
-    def subscription(self) -> str:
-        return f"sub_of_{self.number}"
-
-    def sign_up(self) -> dict[str, Any]:
-        return clerk_user(self.user, email=f"{self.number}@example.com")
-
-    def checkout(self, **fields: Any) -> dict[str, Any]:
-        return self.session(
-            "checkout.session.completed",
-            client_reference_id=self.user,
-            subscription=self.subscription,
-            **fields,
-        )
-
-    def session(self, kind: str, *, created: int = FIRST, **fields: Any) -> dict[str, Any]:
-        return stripe_event(kind, checkout_session(customer=self.id, **fields), created=created)
-
-    def told(self, kind: str, *, created: int = FIRST, **fields: Any) -> dict[str, Any]:
-        """A subscription event: `created`, `updated` or `deleted`."""
-        state = subscription(customer=self.id, **{"id": self.subscription} | fields)
-        return stripe_event(f"customer.subscription.{kind}", state, created=created)
-
-    def paid(self, *, shape: str = "new", created: int = FIRST, **fields: Any) -> dict[str, Any]:
-        body = invoice(shape=shape, customer=self.id, **fields)
-        if shape == "new":
-            body["parent"]["subscription_details"]["subscription"] = self.subscription
-        else:
-            body["subscription"] = self.subscription
-        return stripe_event("invoice.paid", body, created=created)
 
 
 @pytest.fixture
 def customer(system_db: Database) -> Customer:
     """Signed up and linked by a checkout."""
-    customer = Customer(next(_numbers))
-    post_clerk(customer.sign_up())
-    assert status(customer.checkout()) == "processed"
-    return customer
-
-
-def status(event: dict[str, Any]) -> str:
-    answer = post_stripe(event)
-    assert answer.status == 200, answer.body
-    return str(answer.body["status"])
-
-
-def moment(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def rows(database: Database, query: str, *params: object) -> list[DictRow]:
-    with database.connect() as connection:
-        return connection.execute(query, params).fetchall()
-
-
-def organization(database: Database, customer: Customer) -> Any:
-    [row] = rows(
-        database,
-        """
-        SELECT o.id
-        FROM tenancy.organizations AS o
-        JOIN identity.users AS u ON u.id = o.personal_user_id
-        WHERE u.clerk_id = %s
-        """,
-        customer.user,
-    )
-    return row["id"]
-
-
-def available(database: Database, customer: Customer) -> int:
-    [row] = rows(
-        database,
-        """
-        SELECT a.available, a.held, a.debt, coalesce(sum(e.amount), 0) AS entries
-        FROM credits.accounts AS a
-        LEFT JOIN credits.entries AS e USING (organization_id)
-        WHERE a.organization_id = %s
-        GROUP BY a.organization_id
-        """,
-        organization(database, customer),
-    )
-    assert (row["held"], row["debt"], row["entries"]) == (0, 0, row["available"])
-    return int(row["available"])
+    return linked_customer()
 
 
 def stored(database: Database, customer: Customer) -> DictRow:
@@ -167,17 +78,6 @@ def grants(database: Database, customer: Customer) -> list[DictRow]:
     )
 
 
-def entitled(customer: Customer, database: Database) -> subscriptions.CurrentPlan:
-    organization_id = organization(database, customer)
-    with db.transaction() as tx:
-        return subscriptions.entitlement(tx, organization_id).current
-
-
-def reason(database: Database, event: dict[str, Any]) -> str:
-    [row] = rows(database, "SELECT reason FROM platform.webhook_inbox WHERE event_id = %s", event["id"])
-    return str(row["reason"])
-
-
 # ---- whose: checkout links a customer ----
 
 
@@ -186,7 +86,7 @@ def reason(database: Database, event: dict[str, Any]) -> str:
 def test_a_checkout_names_the_organisation_in_three_ways(
     system_db: Database, named_by: str, name: str
 ) -> None:
-    customer = Customer(next(_numbers))
+    customer = new_customer()
     post_clerk(customer.sign_up())
     expected = organization(system_db, customer)
     reference = {"our id": str(expected), "clerk user": customer.user, "clerk organization": "org_1"}[name]
@@ -204,7 +104,7 @@ def test_a_checkout_names_the_organisation_in_three_ways(
 
 
 def test_a_reference_in_capitals_is_the_same_organisation(system_db: Database) -> None:
-    customer = Customer(next(_numbers))
+    customer = new_customer()
     post_clerk(customer.sign_up())
     reference = str(organization(system_db, customer)).upper()
     assert (
@@ -231,10 +131,16 @@ def test_a_checkout_for_nobody_waits_where_he_may_still_come(
     assert rows(system_db, "SELECT 1 FROM billing.customers") == []
 
 
-def test_a_checkout_that_names_nobody_is_parked_for_its_customer_or_impossible(system_db: Database) -> None:
+def test_a_checkout_that_names_nobody_is_parked_for_its_customer(system_db: Database) -> None:
     assert status(Customer(1).session("checkout.session.completed")) == "parked"
-    anonymous = stripe_event("checkout.session.completed", checkout_session(customer=None))
-    assert status(anonymous) == "quarantined"
+
+
+@pytest.mark.parametrize(("metadata", "expected"), [({}, "ignored"), ({"pack_id": "pack_500"}, "parked")])
+def test_a_guest_at_anothers_till_is_ignored_and_one_who_paid_for_a_pack_is_kept_for_a_person_to_see(
+    system_db: Database, metadata: dict[str, str], expected: str
+) -> None:
+    guest = checkout_session(customer=None, mode="payment", metadata=metadata)
+    assert status(stripe_event("checkout.session.completed", guest)) == expected
 
 
 def test_a_checkout_without_a_reference_belongs_to_its_customers_organisation(
@@ -248,7 +154,7 @@ def test_a_checkout_without_a_reference_belongs_to_its_customers_organisation(
 
 
 def test_a_checkout_of_an_erased_user_is_quarantined(system_db: Database) -> None:
-    customer = Customer(next(_numbers))
+    customer = new_customer()
     post_clerk(customer.sign_up())
     post_clerk(clerk_user(customer.user, kind="deleted"))
     assert status(customer.checkout()) == "quarantined"
@@ -258,7 +164,7 @@ def test_a_checkout_of_an_erased_user_is_quarantined(system_db: Database) -> Non
 def test_a_checkout_waits_for_its_user_and_is_decided_when_he_is_known(
     system_db: Database, arrival: str
 ) -> None:
-    customer = Customer(next(_numbers))
+    customer = new_customer()
     checkout = customer.checkout()
     assert status(checkout) == "parked"
     post_clerk(clerk_user(customer.user, kind=arrival))
@@ -271,7 +177,7 @@ def test_a_checkout_waits_for_its_user_and_is_decided_when_he_is_known(
 
 
 def test_a_chain_of_waiting_events_is_applied_when_its_first_link_comes(system_db: Database) -> None:
-    customer = Customer(next(_numbers))
+    customer = new_customer()
     events = [customer.paid(), customer.told("created"), customer.checkout()]
     assert [status(event) for event in events] == ["parked"] * 3
     assert post_clerk(customer.sign_up()).body["status"] == "processed"
@@ -283,8 +189,8 @@ def test_a_chain_of_waiting_events_is_applied_when_its_first_link_comes(system_d
 def test_metadata_of_a_subscription_or_its_invoice_links_the_customer_without_a_checkout(
     system_db: Database,
 ) -> None:
-    for number, kind in enumerate(["subscription", "new", "old"], start=next(_numbers) + 1000):
-        customer = Customer(number)
+    for kind in ("subscription", "new", "old"):
+        customer = new_customer()
         post_clerk(customer.sign_up())
         named = {"organization_id": customer.user}
         assert status(customer.paid()) == "parked"
@@ -306,7 +212,7 @@ def test_metadata_of_a_subscription_or_its_invoice_links_the_customer_without_a_
 def test_metadata_that_names_nobody_does_not_matter_once_a_checkout_does(
     system_db: Database, reference: object, late: bool
 ) -> None:
-    customer = Customer(next(_numbers))
+    customer = new_customer()
     post_clerk(customer.sign_up())
     told = customer.told("created", metadata={"organization_id": reference})
     events = [customer.checkout(), told] if late else [told, customer.checkout()]
@@ -318,22 +224,12 @@ def test_metadata_that_names_nobody_does_not_matter_once_a_checkout_does(
 # ---- packs ----
 
 
-def pack(customer: Customer, kind: str = "completed", **fields: Any) -> dict[str, Any]:
-    session = {
-        "id": f"cs_of_{customer.number}",
-        "mode": "payment",
-        "subscription": None,
-        "metadata": {"pack_id": "pack_500"},
-    }
-    return customer.session(f"checkout.session.{kind}", **session | fields)
-
-
 @pytest.mark.parametrize("payment_status", ["paid", "no_payment_required"])
 def test_a_paid_pack_is_granted_once_and_for_ever(
     system_db: Database, customer: Customer, payment_status: str
 ) -> None:
     for _ in range(2):  # two events of one session: the session is what grants
-        bought = pack(customer, payment_status=payment_status, payment_intent="pi_7", invoice="in_7")
+        bought = customer.pack(payment_status=payment_status, payment_intent="pi_7", invoice="in_7")
         assert status(bought) == "processed"
     assert available(system_db, customer) == SIGN_UP + 500
     [grant] = rows(system_db, "SELECT * FROM credits.grants WHERE source = 'pack'")
@@ -345,7 +241,7 @@ def test_a_paid_pack_is_granted_once_and_for_ever(
 def test_a_pack_paid_later_is_granted_when_the_payment_succeeds(
     system_db: Database, customer: Customer, reverse: bool
 ) -> None:
-    events = [pack(customer, payment_status="unpaid"), pack(customer, "async_payment_succeeded")]
+    events = [customer.pack(payment_status="unpaid"), customer.pack("async_payment_succeeded")]
     expected = [SIGN_UP, SIGN_UP + 500]
     for event, balance in zip(reversed(events) if reverse else events, expected, strict=True):
         assert status(event) == "processed"
@@ -365,7 +261,7 @@ def test_a_pack_paid_later_is_granted_when_the_payment_succeeds(
 def test_a_pack_that_is_not_known_is_not_granted_and_says_why(
     system_db: Database, customer: Customer, metadata: object, expected: str, said: str
 ) -> None:
-    bought = pack(customer, metadata=metadata)
+    bought = customer.pack(metadata=metadata)
     assert status(bought) == expected
     assert said in reason(system_db, bought)
     assert available(system_db, customer) == SIGN_UP
@@ -445,7 +341,7 @@ def test_a_status_decides_the_tier(system_db: Database, customer: Customer, told
 
 def test_of_two_events_of_one_second_the_update_is_the_newer_in_both_orders(system_db: Database) -> None:
     for order in (1, -1):
-        customer = Customer(next(_numbers))
+        customer = new_customer()
         post_clerk(customer.sign_up())
         status(customer.checkout())
         events = [customer.told("created", status="incomplete"), customer.told("updated")]
@@ -458,7 +354,7 @@ def test_the_kind_decides_within_a_second_where_states_are_equal_and_ids_tell_no
     system_db: Database,
 ) -> None:
     for order in (1, -1):
-        customer = Customer(next(_numbers))
+        customer = new_customer()
         post_clerk(customer.sign_up())
         status(customer.checkout())
         events = [
@@ -474,7 +370,7 @@ def test_of_two_updates_of_one_second_the_later_state_of_a_life_wins_in_both_ord
     system_db: Database,
 ) -> None:
     for order in (1, -1):
-        customer = Customer(next(_numbers))
+        customer = new_customer()
         post_clerk(customer.sign_up())
         status(customer.checkout())
         events = [
@@ -590,7 +486,7 @@ def test_of_two_subscriptions_the_higher_one_counts(system_db: Database, custome
 def test_what_is_not_this_stages_is_recorded_without_effect(
     system_db: Database, customer: Customer, fields: dict[str, Any]
 ) -> None:
-    for event in (customer.told("created"), customer.paid(), pack(customer)):
+    for event in (customer.told("created"), customer.paid(), customer.pack()):
         assert status(event | fields) == "ignored"
     assert available(system_db, customer) == SIGN_UP
     assert rows(system_db, "SELECT 1 FROM billing.subscriptions") == []
@@ -765,7 +661,7 @@ def test_the_end_of_a_subscription_ends_its_credits_and_no_others(
 ) -> None:
     status(customer.told("created"))
     status(customer.paid())
-    status(pack(customer))
+    status(customer.pack())
     status(customer.told("created", id="sub_other", price="price_starter_monthly"))
     other = customer.paid(lines=[invoice_line(price="price_starter_monthly")])
     other["data"]["object"]["parent"]["subscription_details"]["subscription"] = "sub_other"
@@ -834,7 +730,7 @@ def test_every_order_with_repetitions_ends_in_the_same_state(system_db: Database
     drawn = random.Random(20260501)
     expected: dict[str, Any] | None = None
     for attempt in range(80):
-        customer = Customer(next(_numbers))
+        customer = new_customer()
         events = lifecycle(customer, ending=ending)
         if attempt:  # the first one in order
             events += drawn.sample(events, 3)

@@ -1,6 +1,8 @@
 """The senders' customers and the organisations they pay for."""
 
 import re
+from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from backplane import db, identity, inbox
@@ -17,13 +19,23 @@ def subject(provider: str, customer_id: str) -> str:
     return f"{provider}.customer:{customer_id}"
 
 
-def find(tx: db.Tx, provider: str, customer_id: str) -> UUID | None:
-    """The organisation a customer is linked to."""
+@dataclass(frozen=True, slots=True)
+class Customer:
+    organization_id: UUID | None  # None only on the tombstone of one whom we never heard of
+    deleted: bool  # at the sender's: a tombstone, which keeps late events out
+
+
+def find(tx: db.Tx, provider: str, customer_id: str) -> Customer | None:
+    """A customer with the organisation he is linked to, or was."""
     row = tx.execute(
-        "SELECT organization_id FROM billing.customers WHERE provider = %s AND provider_customer_id = %s",
+        """
+        SELECT organization_id, deleted_at IS NOT NULL AS deleted
+        FROM billing.customers
+        WHERE provider = %s AND provider_customer_id = %s
+        """,
         [provider, customer_id],
     ).fetchone()
-    return None if row is None else row["organization_id"]
+    return None if row is None else Customer(**row)
 
 
 def of_organization(tx: db.Tx, provider: str, organization_id: UUID) -> str | None:
@@ -42,7 +54,7 @@ def of_organization(tx: db.Tx, provider: str, organization_id: UUID) -> str | No
 
 
 def link(tx: db.Tx, provider: str, customer_id: str, organization_id: UUID) -> bool:
-    """Links a customer, unless he is linked already. Answers whether this call did."""
+    """Links a customer, unless he is linked already, or deleted. Answers whether this call did."""
     linked = tx.execute(
         """
         INSERT INTO billing.customers (organization_id, provider, provider_customer_id)
@@ -52,6 +64,19 @@ def link(tx: db.Tx, provider: str, customer_id: str, organization_id: UUID) -> b
         [organization_id, provider, customer_id],
     )
     return linked.rowcount == 1
+
+
+def bury(tx: db.Tx, provider: str, customer_id: str, deleted_at: datetime) -> None:
+    """Leaves a tombstone: the customer is nobody's any more, and is never linked again."""
+    tx.execute(
+        """
+        INSERT INTO billing.customers (provider, provider_customer_id, deleted_at)
+        VALUES (%(provider)s, %(customer_id)s, %(deleted_at)s)
+        ON CONFLICT (provider, provider_customer_id) DO UPDATE
+        SET deleted_at = EXCLUDED.deleted_at
+        """,
+        {"provider": provider, "customer_id": customer_id, "deleted_at": deleted_at},
+    )
 
 
 def organization_named(tx: db.Tx, reference: str) -> UUID:

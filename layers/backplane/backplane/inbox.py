@@ -52,10 +52,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    status: Literal["processed", "stale", "ignored"] = "processed"
+    status: Literal["processed", "stale", "ignored", "parked"] = "processed"
     reason: str | None = None
     organization_id: UUID | None = None
     arrived: tuple[str, ...] = ()  # subjects this effect made: what is parked for them is replayed
+    waiting_for: str | None = None  # parked with a part of its effect standing; its lock is held
 
 
 Effect = Callable[[db.Tx, Event], Outcome]
@@ -145,6 +146,7 @@ def _conclude(tx: db.Tx, event: Event, outcome: Outcome, senders: Senders, anew:
         event,
         outcome.status,
         reason=outcome.reason,
+        waiting_for=outcome.waiting_for,
         organization_id=outcome.organization_id,
         anew=anew,
     )

@@ -1,15 +1,19 @@
 """What a paid Stripe invoice gives in credits: how many, for which period, until when."""
 
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from backplane import plans
+from backplane.config import settings
 from backplane.db import Tx
 from backplane.inbox import Park, Quarantine
 from backplane.periods import add_months
 from backplane.plans import PricedPlan
 from backplane.stripe_objects import Invoice, InvoiceLine
+
+_logger = logging.getLogger("backplane.invoice_credits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +105,24 @@ def _best(tx: Tx, lines: list[InvoiceLine], invoice: Invoice) -> tuple[InvoiceLi
 
 
 def unknown_price(price_ids: list[str]) -> Exception:
+    """What to raise where none of the prices is a plan's: somebody pays for what he does not get.
+
+    Counted in the metric UnknownPrices, which the template's alarm watches, at each try until an
+    operator has told us the price's plan.
+    """
     if not price_ids:
         return Quarantine("there is no price in it")
+    # Imported where it happens: no other webhook needs metrics.
+    from aws_lambda_powertools.metrics import MetricUnit, single_metric
+
+    with single_metric(
+        name="UnknownPrices",
+        unit=MetricUnit.Count,
+        value=1,
+        namespace="Backplane",
+        default_dimensions={"service": "backplane", "stage": settings().stage},
+    ):
+        _logger.warning("no plan has the price %s", ", ".join(price_ids)[:200])
     return Park(f"billing.price:{price_ids[0]}", f"no plan has the price {', '.join(price_ids)[:200]}")
 
 

@@ -64,6 +64,7 @@ class PricedPlan(BilledPlan):
     """The plan behind one of Stripe's prices."""
 
     interval: Literal["month", "year"]
+    price_id: str
 
 
 def catalog(tx: db.Tx) -> Catalog:
@@ -99,7 +100,7 @@ def find_by_prices(tx: db.Tx, price_ids: list[str]) -> PricedPlan | None:
     """The highest plan among the prices of a subscription's items, or None where none is a plan's."""
     row = tx.execute(
         """
-        SELECT p.id, p.key, p.tier, p.credits, p.trial_credits, pp."interval"
+        SELECT p.id, p.key, p.tier, p.credits, p.trial_credits, pp."interval", pp.price_id
         FROM billing.plan_prices AS pp
         JOIN billing.plans AS p ON p.id = pp.plan_id
         WHERE pp.price_id = ANY(%(price_ids)s)
@@ -169,3 +170,11 @@ def pack_price(tx: db.Tx, pack_id: str) -> str | None:
         "SELECT price_id FROM billing.credit_packs WHERE id = %s AND active", [pack_id]
     ).fetchone()
     return None if row is None else row["price_id"]
+
+
+def find_packs_by_prices(tx: db.Tx, price_ids: list[str]) -> dict[str, Pack]:
+    """The packs among prices, by price, active or not."""
+    rows = tx.execute(
+        "SELECT id, name, credits, price_id FROM billing.credit_packs WHERE price_id = ANY(%s)", [price_ids]
+    ).fetchall()
+    return {row["price_id"]: Pack.model_validate(row) for row in rows}

@@ -1,38 +1,81 @@
-"""Whose a Stripe customer's events are.
+"""Whose a Stripe customer's events are, and what his deletion ends.
 
 All events of a customer take the customer's lock first, so they apply one after the other; what
-comes before its customer is linked is parked under his name.
+comes before its customer is linked is parked under his name. An object that names an organisation
+is that one's, whoever the customer is linked to; the link is for those that name none
+(docs/decisions/who-a-payment-is-for.md).
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from backplane import customers, inbox, stripe_events
+from backplane import customers, inbox, ledger, stripe_events, subscriptions
 from backplane.db import Tx
-from backplane.inbox import Park, Quarantine
+from backplane.inbox import Event, Outcome, Park, Quarantine
+from backplane.stripe_objects import Customer
+
+
+class Deleted(Exception):  # noqa: N818  an outcome, not an error
+    """The customer was deleted: what is told of him comes too late."""
 
 
 def organization(tx: Tx, customer: str, metadata: Mapping[str, Any]) -> tuple[UUID, tuple[str, ...]]:
-    """The organisation a customer pays for, and the subjects that arrived by finding it out."""
+    """The organisation that a subscription or an invoice is for, and the subjects that arrived by
+    finding it out. Raises Deleted, Park.
+    """
     subject = customers.subject("stripe", customer)
     inbox.lock(tx, subject)
-    organization_id = customers.find(tx, "stripe", customer)
-    if organization_id is not None:
-        return organization_id, ()
+    known = customers.find(tx, "stripe", customer)
+    if known is not None and known.deleted:
+        raise Deleted
+    linked = known.organization_id if known is not None else None
     reference = metadata.get("organization_id")
-    if reference is None:
+    if reference is not None:
+        try:
+            named = customers.organization_named(
+                tx, stripe_events.text(reference, "metadata.organization_id")
+            )
+        except Quarantine as fault:
+            if linked is None:
+                # A checkout may still link him, and must find this waiting if it comes second.
+                raise Park(
+                    subject, f"{customer} is not linked to an organisation yet, and {fault}"
+                ) from fault
+        else:
+            return named, (subject,) if customers.link(tx, "stripe", customer, named) else ()
+    if linked is None:
         raise unlinked(customer)
-    try:
-        organization_id = customers.organization_named(
-            tx, stripe_events.text(reference, "metadata.organization_id")
-        )
-    except Quarantine as fault:
-        # A checkout may still link him, and must find this waiting if it comes second.
-        raise Park(subject, f"{customer} is not linked to an organisation yet, and {fault}") from fault
-    customers.link(tx, "stripe", customer, organization_id)
-    return organization_id, (subject,)
+    return linked, ()
 
 
 def unlinked(customer: str) -> Park:
     return Park(customers.subject("stripe", customer), f"{customer} is not linked to an organisation yet")
+
+
+def customer_deleted(tx: Tx, event: Event) -> Outcome:
+    """Leaves a tombstone and ends the customer's subscriptions, as Stripe does. Packs stay."""
+    customer = stripe_events.read(Customer, event).id
+    subject = customers.subject("stripe", customer)
+    inbox.lock(tx, subject)
+    known = customers.find(tx, "stripe", customer)
+    if known is not None and known.deleted:
+        return Outcome("stale", "the customer was deleted before", known.organization_id)
+    customers.bury(tx, "stripe", customer, event.occurred_at)
+    for subscription in subscriptions.of_customer(tx, "stripe", customer):
+        over = replace(
+            subscription,
+            status="canceled",
+            canceled_at=subscription.canceled_at or event.occurred_at,
+            ended_at=event.occurred_at,
+        )
+        newest = subscriptions.as_of(
+            ended=True, occurred_at=event.occurred_at, kind_rank=2, status="canceled", event_id=event.id
+        )
+        if subscriptions.save(tx, over, as_of=newest):
+            ledger.end_subscription(
+                tx, over.organization_id, "stripe", over.provider_subscription_id, actor="stripe"
+            )
+    # What waited for him to be linked waits in vain: it is told so.
+    return Outcome("processed", None, known.organization_id if known is not None else None, (subject,))

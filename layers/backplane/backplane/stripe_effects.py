@@ -2,17 +2,27 @@
 
 from collections.abc import Mapping
 
-from backplane import inbox, stripe_checkout
+from backplane import inbox, stripe_customers
 from backplane.config import settings
 from backplane.db import Tx
 from backplane.inbox import Event, Outcome
-from backplane.stripe_invoices import invoice_paid
-from backplane.stripe_subscriptions import subscription_changed
+from backplane.stripe_checkout import checkout_completed, checkout_expired, checkout_failed
+from backplane.stripe_disputes import dispute_changed
+from backplane.stripe_invoices import (
+    invoice_paid,
+    invoice_payment_paid,
+    invoice_uncollectible,
+    invoice_voided,
+    payment_action_required,
+    payment_failed,
+)
+from backplane.stripe_refunds import charge_refunded, refund_changed
+from backplane.stripe_subscriptions import subscription_changed, trial_will_end
 
 
 def _ours(effect: inbox.Effect) -> inbox.Effect:
     """Records without effect what is not this stage's: test events in prod, live ones elsewhere,
-    events of connected accounts.
+    events of connected accounts; and what is told of a customer who was deleted.
     """
 
     def guarded(tx: Tx, event: Event) -> Outcome:
@@ -21,16 +31,44 @@ def _ours(effect: inbox.Effect) -> inbox.Effect:
             return Outcome("ignored", f"livemode is {livemode}, this stage takes {settings().livemode}")
         if event.data.get("account") is not None:
             return Outcome("ignored", "the event is a connected account's")
-        return effect(tx, event)
+        try:
+            return effect(tx, event)
+        except stripe_customers.Deleted:
+            return Outcome("stale", "the customer was deleted")
 
     return guarded
 
 
-EFFECTS: Mapping[str, inbox.Effect] = {
-    "checkout.session.completed": _ours(stripe_checkout.completed),
-    "checkout.session.async_payment_succeeded": _ours(stripe_checkout.completed),
-    "customer.subscription.created": _ours(subscription_changed),
-    "customer.subscription.updated": _ours(subscription_changed),
-    "customer.subscription.deleted": _ours(subscription_changed),
-    "invoice.paid": _ours(invoice_paid),
+_EFFECTS: Mapping[str, inbox.Effect] = {
+    "checkout.session.completed": checkout_completed,
+    "checkout.session.async_payment_succeeded": checkout_completed,
+    "checkout.session.async_payment_failed": checkout_failed,
+    "checkout.session.expired": checkout_expired,
+    "customer.subscription.created": subscription_changed,
+    "customer.subscription.updated": subscription_changed,
+    "customer.subscription.paused": subscription_changed,
+    "customer.subscription.resumed": subscription_changed,
+    "customer.subscription.pending_update_applied": subscription_changed,
+    "customer.subscription.pending_update_expired": subscription_changed,
+    "customer.subscription.trial_will_end": trial_will_end,
+    "customer.subscription.deleted": subscription_changed,
+    "invoice.paid": invoice_paid,
+    "invoice_payment.paid": invoice_payment_paid,
+    "invoice.payment_failed": payment_failed,
+    "invoice.payment_action_required": payment_action_required,
+    "invoice.voided": invoice_voided,
+    "invoice.marked_uncollectible": invoice_uncollectible,
+    "charge.refunded": charge_refunded,
+    "charge.refund.updated": refund_changed,  # before acacia
+    "refund.created": refund_changed,
+    "refund.updated": refund_changed,
+    "refund.failed": refund_changed,
+    "charge.dispute.created": dispute_changed,
+    "charge.dispute.updated": dispute_changed,
+    "charge.dispute.funds_withdrawn": dispute_changed,
+    "charge.dispute.funds_reinstated": dispute_changed,
+    "charge.dispute.closed": dispute_changed,
+    "customer.deleted": stripe_customers.customer_deleted,
 }
+
+EFFECTS: Mapping[str, inbox.Effect] = {kind: _ours(effect) for kind, effect in _EFFECTS.items()}

@@ -44,3 +44,8 @@ def text(value: object, name: str) -> str:
     if not isinstance(value, str) or not value or len(value) > requests.MAX_ENVELOPE_TEXT:
         raise Quarantine(f"{name} is not a text of 1 to {requests.MAX_ENVELOPE_TEXT} characters")
     return value
+
+
+def as_of(event: Event, *, final: bool) -> str:
+    """A text that sorts as the states of a refund or a dispute succeed each other: what is final, last."""
+    return f"{int(final)}.{int(event.occurred_at.timestamp()):012d}.{event.id}"

@@ -32,7 +32,11 @@ Identifier = Annotated[str, BeforeValidator(_identifier), Field(min_length=1, ma
 OptionalIdentifier = Annotated[
     Annotated[str, Field(min_length=1, max_length=255)] | None, BeforeValidator(_identifier)
 ]
+Amount = Annotated[int, Field(ge=0, lt=2**63)]  # minor units
 Metadata = Annotated[dict[str, Any], BeforeValidator(lambda value: value or {})]
+
+
+Currency = Annotated[str, Field(max_length=10)] | None
 
 
 class StripeObject(BaseModel):
@@ -69,10 +73,12 @@ class Subscription(StripeObject):
     canceled_at: Moment = None
     ended_at: Moment = None
     trial_end: Moment = None
+    pause_collection: dict[str, Any] | None = None  # leaves the status as it is
     metadata: Metadata = {}
 
     @property
     def price_ids(self) -> list[str]:
+        """The items' prices, in their order."""
         prices = [item.price or item.plan for item in self.items.data]
         return [price.id for price in (prices or [self.plan]) if price is not None]
 
@@ -164,8 +170,12 @@ class Invoice(StripeObject):
     parent: _InvoiceParent | None = None  # since basil
     payment_intent: OptionalIdentifier = None  # before basil
     charge: OptionalIdentifier = None  # before basil
-    amount_paid: int = 0
-    currency: str | None = None
+    amount_paid: Amount | None = None
+    amount_due: Amount | None = None
+    currency: Currency = None
+    attempt_count: Amount | None = None
+    next_payment_attempt: Moment = None
+    hosted_invoice_url: Annotated[str, Field(max_length=2048)] | None = None
 
     @property
     def subscription(self) -> str | None:
@@ -183,6 +193,15 @@ class Invoice(StripeObject):
         return parent or self.subscription_details
 
 
+class _SessionItem(StripeObject):
+    price: _Price | None = None
+    quantity: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+
+
+class _SessionItems(StripeObject):
+    data: list[_SessionItem] = []
+
+
 class CheckoutSession(StripeObject):
     id: Identifier
     mode: Literal["payment", "subscription", "setup"]
@@ -192,6 +211,54 @@ class CheckoutSession(StripeObject):
     subscription: OptionalIdentifier = None
     payment_intent: OptionalIdentifier = None
     invoice: OptionalIdentifier = None
-    amount_total: int | None = None
-    currency: str | None = None
+    amount_total: Amount | None = None
+    currency: Currency = None
+    line_items: _SessionItems | None = None  # only where they were fetched: events leave them out
     metadata: Metadata = {}
+
+
+class _InvoicePaymentSource(StripeObject):
+    payment_intent: OptionalIdentifier = None
+    charge: OptionalIdentifier = None
+
+
+class InvoicePayment(StripeObject):
+    """Since basil: what paid an invoice."""
+
+    id: Identifier
+    invoice: Identifier
+    payment: _InvoicePaymentSource
+    amount_paid: Amount | None = None
+
+
+class Charge(StripeObject):
+    id: Identifier
+    payment_intent: OptionalIdentifier = None
+    invoice: OptionalIdentifier = None  # before basil
+    amount: Amount
+    amount_captured: Amount | None = None
+    amount_refunded: Amount  # cumulative
+
+
+class Refund(StripeObject):
+    id: Identifier
+    charge: OptionalIdentifier = None
+    payment_intent: OptionalIdentifier = None
+    amount: Amount
+    status: Annotated[str, Field(max_length=50)] | None = None
+    failure_reason: Annotated[str, Field(max_length=255)] | None = None
+    created: Moment = None
+
+
+class Dispute(StripeObject):
+    id: Identifier
+    charge: OptionalIdentifier = None
+    payment_intent: OptionalIdentifier = None
+    amount: Amount
+    currency: Currency = None
+    reason: Annotated[str, Field(max_length=255)] | None = None
+    status: Annotated[str, Field(max_length=50)]
+
+
+class Customer(StripeObject):
+    id: Identifier

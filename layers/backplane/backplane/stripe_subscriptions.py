@@ -1,8 +1,9 @@
 """Subscriptions: the state that Stripe tells, if it is newer than what stands."""
 
+from typing import Any
 from uuid import UUID
 
-from backplane import invoice_credits, ledger, plans, stripe_customers, stripe_events, subscriptions
+from backplane import invoice_credits, ledger, outbox, plans, stripe_customers, stripe_events, subscriptions
 from backplane.db import Tx
 from backplane.inbox import Event, Outcome
 from backplane.stripe_objects import Subscription
@@ -27,7 +28,7 @@ def subscription_changed(tx: Tx, event: Event) -> Outcome:
             provider_subscription_id=subscription.id,
             provider_customer_id=subscription.customer,
             plan_id=plan_id,
-            price_id=next(iter(subscription.price_ids), None),
+            price_id=plan.price_id if plan is not None else next(iter(subscription.price_ids), None),
             status=status,
             current_period_start=period_start,
             current_period_end=period_end,
@@ -58,11 +59,39 @@ def subscription_changed(tx: Tx, event: Event) -> Outcome:
             plan_key=plan.key if plan is not None else None,
             status=status,
             occurred_at=event.occurred_at,
+            metadata=_history(subscription),
         ),
     )
     if not applied:
         return Outcome("stale", "a newer state of the subscription stands", organization_id, arrived)
     return Outcome("processed", None, organization_id, arrived)
+
+
+def trial_will_end(tx: Tx, event: Event) -> Outcome:
+    """Tells that a trial ends in three days. The state itself comes with the subscription's own events."""
+    subscription = stripe_events.read(Subscription, event)
+    organization_id, arrived = stripe_customers.organization(tx, subscription.customer, subscription.metadata)
+    stored = subscriptions.status_of(tx, "stripe", subscription.id)
+    if stored is not None and stored[0] == "canceled":
+        return Outcome("stale", "the subscription is over", organization_id, arrived)
+    trial_end = subscription.trial_end
+    outbox.append(
+        tx,
+        "subscription.trial_will_end",
+        organization_id=organization_id,
+        payload={
+            "provider": "stripe",
+            "provider_subscription_id": subscription.id,
+            "trial_end": None if trial_end is None else trial_end.isoformat(),
+        },
+    )
+    return Outcome("processed", None, organization_id, arrived)
+
+
+def _history(subscription: Subscription) -> dict[str, Any]:
+    """What the status does not say: collection is paused, and the subscription goes on."""
+    paused = subscription.pause_collection
+    return {} if paused is None else {"pause_collection": str(paused.get("behavior"))[:50]}
 
 
 def _plan_kept(tx: Tx, subscription: Subscription, *, ended: bool) -> UUID:

@@ -204,6 +204,21 @@ def status_of(tx: db.Tx, provider: str, provider_subscription_id: str) -> tuple[
     return None if row is None else (row["status"], row["plan_id"])
 
 
+def of_customer(tx: db.Tx, provider: str, provider_customer_id: str) -> list[Subscription]:
+    """A customer's subscriptions that are not over."""
+    names = [name for name in Subscription.__dataclass_fields__ if name != "status"]
+    rows = tx.execute(
+        f"""
+        SELECT {", ".join(names)}, status::text
+        FROM billing.subscriptions
+        WHERE provider = %s AND provider_customer_id = %s AND status <> 'canceled'
+        ORDER BY id
+        """.encode(),
+        [provider, provider_customer_id],
+    ).fetchall()
+    return [Subscription(**row) for row in rows]
+
+
 def entitlement(tx: db.Tx, organization_id: UUID) -> Entitlement:
     """The plan an organisation has: the highest of its subscriptions that count, else the free one."""
     rows = tx.execute(
