@@ -171,7 +171,7 @@ def answer(query: QueryNoTemplate, params: Sequence[Any] | Mapping[str, Any] | N
                 _drop()
                 raise CommitUnknown from error
             raise
-        return cursor.fetchall() if cursor.description else []
+        return [] if cursor.rownumber is None else cursor.fetchall()  # None: it has no rows to give
 
     return _repeated(attempt)
 

@@ -49,8 +49,10 @@ class Remembered:
 
 def request_hash(*parts: object) -> bytes:
     """What makes two requests the same: SHA-256 over their canonical JSON."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(_CANONICAL.encode(parts).encode("utf-8", "surrogatepass")).digest()
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def claim(organization_id: UUID, route: str, key: str, request: bytes) -> Claim | Remembered:
