@@ -7,7 +7,8 @@ from uuid import UUID
 from aws_lambda_powertools.event_handler.openapi.params import Query
 from pydantic import Field, field_validator, model_validator
 
-from backplane import api, audits, corrections, db, holds, ledger
+from backplane import api, audits, corrections, db, holds, ledger, low_balance
+from backplane import usage as used
 
 MAX_QUANTITY = 1_000_000
 MAX_AMOUNT = 1_000_000_000
@@ -64,6 +65,10 @@ class AdjustmentRequest(api.Body):
         if amount == 0:
             raise ValueError("an adjustment gives or takes something")
         return amount
+
+
+class LowBalance(api.Body):
+    threshold: int = Field(ge=0, le=MAX_AMOUNT)  # less available than this is low; 0: never
 
 
 @router.get("/v1/credits", scope="read")
@@ -152,10 +157,27 @@ def entries(caller: api.Caller, limit: api.Limit = 20, cursor: api.Cursor = None
 
 
 @router.get("/v1/credits/usage", scope="read")
-def usage(caller: api.Caller, days: Annotated[int, Query(ge=1, le=366)] = 30) -> ledger.Usage:
+def usage(caller: api.Caller, days: Annotated[int, Query(ge=1, le=366)] = 30) -> used.Usage:
     return db.run(
-        lambda tx: ledger.usage(tx, caller.organization_id, days=days), organization_id=caller.organization_id
+        lambda tx: used.usage(tx, caller.organization_id, days=days), organization_id=caller.organization_id
     )
+
+
+@router.get("/v1/credits/low-balance", scope="read")
+def low_balance_threshold(caller: api.Caller) -> LowBalance:
+    threshold = db.run(
+        lambda tx: low_balance.threshold(tx, caller.organization_id), organization_id=caller.organization_id
+    )
+    return LowBalance(threshold=threshold)
+
+
+@router.put("/v1/credits/low-balance", scope="billing:manage")
+def set_low_balance_threshold(body: LowBalance, caller: api.Caller) -> LowBalance:
+    db.run(
+        lambda tx: low_balance.set_threshold(tx, caller.organization_id, body.threshold),
+        organization_id=caller.organization_id,
+    )
+    return body
 
 
 @router.get("/v1/credits/audit", scope="read")

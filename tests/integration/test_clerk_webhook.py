@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from psycopg.rows import DictRow
 from tests.databases import ROLES, Database, create_database, drop_database, on
-from tests.senders import CLERK_SECRET, Answer, call, clerk_user, http_event, post_clerk, svix_headers
+from tests.ledgers import assert_books_balance, debit, hold
+from tests.senders import CLERK_SECRET, FIRST, Answer, call, clerk_user, http_event, post_clerk, svix_headers
 
 from backplane import identity, secrets
 
@@ -446,6 +447,29 @@ def test_credits_given_before_the_address_was_known_are_taken_back_if_it_had_the
     assert available(system_db, "user_2") == 0
     [entry] = rows(system_db, "SELECT amount FROM credits.entries WHERE kind = 'claw_back'")
     assert entry["amount"] == -SIGN_UP
+
+
+def test_what_was_spent_of_them_by_then_is_owed(system_db: Database) -> None:
+    status(clerk_user("user_1"))
+    status(clerk_user("user_1", kind="deleted"))
+    provision_by_token("user_2")
+    [organization] = rows(
+        system_db,
+        """
+        SELECT o.id
+        FROM tenancy.organizations AS o
+        JOIN identity.users AS u ON u.id = o.personal_user_id
+        WHERE u.clerk_id = 'user_2'
+        """,
+    )
+    debit(organization["id"], quantity=30)
+    hold(organization["id"], 20)
+    status(clerk_user("user_2"))
+    status(clerk_user("user_2", kind="updated", updated_at=(FIRST + 1) * 1000))
+    assert available(system_db, "user_2") == 0
+    account = "SELECT held, debt FROM credits.accounts WHERE organization_id = %s"
+    assert rows(system_db, account, organization["id"]) == [{"held": 20, "debt": 50}]
+    assert_books_balance(system_db, organization["id"])
 
 
 def test_an_address_known_later_is_claimed_for_the_credits_given_before(system_db: Database) -> None:

@@ -35,6 +35,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/credits/holds"): {"operation": "ai_text_chat", "details": {"of": "ada"}},
     ("POST", "/v1/credits/holds/<hold_id>/release"): {},
     ("POST", "/v1/credits/holds/<hold_id>/settle"): {},
+    ("PUT", "/v1/credits/low-balance"): {"threshold": 13},
     ("POST", "/v1/admin/credits/<organization_id>/adjustments"): {"amount": 1, "reason": "a gift"},
     ("POST", "/v1/admin/service-keys"): {"name": "of ada", "scopes": ["read"]},
     ("POST", "/v1/admin/webhooks/<webhook_id>/replay"): {},

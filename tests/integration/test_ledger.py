@@ -27,7 +27,7 @@ from tests.ledgers import (
     rows,
 )
 
-from backplane import db, idempotency, ledger
+from backplane import db, idempotency, ledger, usage
 from backplane.problems import (
     IdempotencyConflict,
     InsufficientCredits,
@@ -279,7 +279,7 @@ def test_a_job_that_sees_everybody_reads_one_organisation_at_a_time(system_db: D
     with db.transaction() as tx:
         assert ledger.balance(tx, first).available == 7
         assert [entry.amount for entry in ledger.entries(tx, first, before_version=None, limit=9)] == [-3, 10]
-        used = ledger.usage(tx, first, days=1)
+        used = usage.usage(tx, first, days=1)
     assert [(row.operation, row.credits, row.count) for row in used.by_operation] == [("ai_text_chat", 3, 1)]
     assert [row.credits for row in used.by_day] == [3]
 
@@ -349,6 +349,7 @@ def test_only_jobs_and_senders_grant_and_claw_back(system_db: Database) -> None:
         "adjust": everyone,
         "costs": everyone,
         "is_over": everyone,
+        "set_low_balance_threshold": everyone,
         "audit": everyone,
         "book_due": everyone,
         "grant_credits": jobs,
@@ -365,6 +366,8 @@ def test_only_jobs_and_senders_grant_and_claw_back(system_db: Database) -> None:
         "part": nobody,
         "perishable_first": nobody,
         "settle_due": nobody,
+        "unit_cost": nobody,
+        "watch_balance": nobody,
     }
 
 

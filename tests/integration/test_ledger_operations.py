@@ -24,7 +24,7 @@ from tests.ledgers import (
     settle,
 )
 
-from backplane import corrections, db, ledger
+from backplane import corrections, db, ledger, usage
 from backplane.problems import Conflict, IdempotencyConflict, InsufficientCredits, NotFound
 
 RACERS = 12
@@ -245,7 +245,7 @@ def test_usage_is_less_by_what_was_refunded(system_db: Database) -> None:
     organization_id = new_account(system_db, 50)
     refund(organization_id, spend(organization_id, 10), 4)
     settle(organization_id, hold(organization_id, 10), amount=7)
-    used = db.run(lambda tx: ledger.usage(tx, organization_id, days=1))
+    used = db.run(lambda tx: usage.usage(tx, organization_id, days=1))
     assert [(row.operation, row.credits) for row in used.by_operation] == [("ai_text_chat", 13)]
     assert sum(day.credits for day in used.by_day) == 13
 

@@ -3,19 +3,20 @@
 Every mutation is one SQL function (functions/migrate/migrations/0007_ledger.sql and
 0009_ledger_operations.sql), one round trip, exact under concurrency; what is here gives it names and
 types. Amounts are whole credits. Holds are in holds.py, what puts an entry right (refunds,
-claw-backs, adjustments) in corrections.py, the proof of the books in audits.py.
+claw-backs, adjustments) in corrections.py, the proof of the books in audits.py, what was used in
+usage.py, what runs low in low_balance.py.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
 import psycopg
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from backplane import db, idempotency, outbox
 from backplane.problems import IdempotencyConflict, InsufficientCredits, NotFound, Problem, Unprocessable
@@ -64,24 +65,6 @@ class Entry(BaseModel):
     source_id: UUID | None
     details: dict[str, Any] | None
     created_at: datetime
-
-
-class OperationUsage(BaseModel):
-    operation: str
-    credits: int
-    count: int
-
-
-class DayUsage(BaseModel):
-    day: date
-    credits: int
-
-
-class Usage(BaseModel):
-    from_: datetime = Field(serialization_alias="from")
-    to: datetime
-    by_operation: list[OperationUsage]
-    by_day: list[DayUsage]
 
 
 def debit(
@@ -297,42 +280,6 @@ def entries(tx: db.Tx, organization_id: UUID, *, before_version: int | None, lim
         {"organization_id": organization_id, "before": before_version, "limit": limit},
     ).fetchall()
     return [Entry.model_validate(row) for row in rows]
-
-
-def usage(tx: db.Tx, organization_id: UUID, *, days: int) -> Usage:
-    """Credits used in the last `days` times 24 hours, by operation (most first) and by UTC day
-    (oldest first). One statement, so that both add up to the same.
-    """
-    rows = tx.execute(
-        """
-        WITH span AS MATERIALIZED (
-            SELECT clock_timestamp() AS until
-        ), used AS (
-            SELECT e.operation, (e.created_at AT TIME ZONE 'UTC')::date AS day, -e.amount AS credits
-            FROM span
-            JOIN credits.entries AS e ON e.created_at BETWEEN span.until - %(length)s AND span.until
-            WHERE e.organization_id = %(organization_id)s
-              AND e.operation IS NOT NULL
-              AND e.kind IN ('debit', 'settle', 'refund')
-        )
-        SELECT span.until, used.operation, used.day, used.credits, used.count
-        FROM span
-        LEFT JOIN (
-            SELECT operation, day, sum(credits)::bigint AS credits, count(*) AS count
-            FROM used
-            GROUP BY GROUPING SETS ((operation), (day))
-        ) AS used ON true
-        ORDER BY used.day, used.credits DESC, used.operation
-        """,
-        {"organization_id": organization_id, "length": timedelta(days=days)},
-    ).fetchall()
-    until: datetime = rows[0]["until"]
-    return Usage(
-        from_=until - timedelta(days=days),
-        to=until,
-        by_operation=[OperationUsage.model_validate(row) for row in rows if row["operation"] is not None],
-        by_day=[DayUsage.model_validate(row) for row in rows if row["day"] is not None],
-    )
 
 
 def costs(tx: db.Tx) -> dict[str, int]:

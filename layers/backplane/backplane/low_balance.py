@@ -1,0 +1,30 @@
+"""Low balance: below how many credits an organisation is told, by `credits.low_balance` on the bus.
+
+The database watches: whichever commit takes `available` below the threshold writes the event, once
+until the balance has been at or above it again (functions/migrate/migrations/0021_low_balance.sql).
+"""
+
+from uuid import UUID
+
+from backplane import db
+from backplane.problems import NotFound
+
+
+def threshold(tx: db.Tx, organization_id: UUID) -> int:
+    """Less available than this is low; 0: never. Raises NotFound."""
+    row = tx.execute(
+        "SELECT low_balance_threshold FROM credits.accounts WHERE organization_id = %s", [organization_id]
+    ).fetchone()
+    if row is None:
+        raise NotFound("This organisation has no credit account.")
+    found: int = row["low_balance_threshold"]
+    return found
+
+
+def set_threshold(tx: db.Tx, organization_id: UUID, value: int) -> None:
+    """Sets it. A threshold above what is available is crossed by being set. Raises NotFound."""
+    row = tx.execute(
+        "SELECT credits.set_low_balance_threshold(%s, %s) AS found", [organization_id, value]
+    ).fetchone()
+    if row is None or not row["found"]:
+        raise NotFound("This organisation has no credit account.")
