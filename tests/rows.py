@@ -133,6 +133,11 @@ INSERTS = {
         INSERT INTO projects.messages (organization_id, project_id, sequence, role, content)
         VALUES (%(organization)s, %(project)s, 1, 'user', 'Hello')
     """,
+    "projects.shares": """
+        INSERT INTO projects.shares (organization_id, project_id, email, role, token_hash, expires_at)
+        VALUES (%(organization)s, %(project)s, 'eve@example.com', 'viewer',
+                sha256(convert_to(%(n)s::text, 'UTF8')), now())
+    """,
     "platform.webhook_inbox": """
         INSERT INTO platform.webhook_inbox
             (provider, event_id, event_type, body, status, organization_id, occurred_at)

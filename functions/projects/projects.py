@@ -7,11 +7,13 @@ from uuid import UUID
 import message_search
 import project_lists
 import project_rows
+import project_shares
 from aws_lambda_powertools.event_handler.openapi.params import Query
 from project_requests import Changes, Kind, NewProject
 from project_views import Project, ProjectDetails, PublicProject
+from pydantic import Field
 
-from backplane import access, api, auth, messages
+from backplane import access, api, auth, invitations, messages
 
 router = api.Router()
 
@@ -37,11 +39,12 @@ def projects(
     deleted: bool = False,
     kind: Kind | None = None,
     tag: Annotated[str | None, Query(max_length=50)] = None,
+    shared: bool = False,
     sort: Literal["created", "updated"] = "created",
     limit: api.Limit = 20,
     cursor: api.Cursor = None,
 ) -> api.Page[Project]:
-    wanted = project_lists.Wanted(q=q, favorite=favorite, deleted=deleted, kind=kind, tag=tag)
+    wanted = project_lists.Wanted(q=q, favorite=favorite, deleted=deleted, kind=kind, tag=tag, shared=shared)
     whose = caller.organization_id, caller.user_id
     if sort == "created":
         before = api.decode_cursor(cursor, UUID)
@@ -103,6 +106,41 @@ def conversation(
     before = api.decode_cursor(cursor, int)
     found = messages.newest(tx, project_id, before=before, limit=limit + 1)
     return api.page(found, limit, lambda last: last.sequence)
+
+
+@router.post(
+    "/v1/projects/<project_id>/shares", scope="projects:write", status_code=201, shown_once=("token",)
+)
+def share(
+    project_id: UUID, body: project_shares.NewShare, caller: api.Caller, tx: api.Tx
+) -> project_shares.InvitedShare:
+    found = access.enter_as_manager(tx, caller, project_id)
+    return project_shares.invite(tx, found, caller, body)
+
+
+@router.get("/v1/projects/<project_id>/shares", scope="read")
+def shares(
+    project_id: UUID, caller: api.Caller, tx: api.Tx, limit: api.Limit = 20, cursor: api.Cursor = None
+) -> api.Page[project_shares.Share]:
+    access.enter(tx, caller, project_id, "read")
+    before = api.decode_cursor(cursor, UUID)
+    found = project_shares.shares(tx, project_id, before=before, limit=limit + 1)
+    return api.page(found, limit, lambda last: last.id)
+
+
+@router.delete("/v1/projects/<project_id>/shares/<share_id>", scope="projects:write")
+def unshare(project_id: UUID, share_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
+    access.enter_as_manager(tx, caller, project_id)
+    project_shares.remove(tx, project_id, share_id)
+
+
+class Acceptance(api.Body):
+    token: str = Field(min_length=1, max_length=200)
+
+
+@router.post("/v1/invitations/accept", scope="read")
+def accept(body: Acceptance, caller: api.Caller, tx: api.Tx) -> project_shares.Accepted:
+    return project_shares.accept(tx, caller, invitations.read(body.token))
 
 
 handler = api.lambda_handler(router)

@@ -1,0 +1,46 @@
+"""Invitations: a token that its inviter passes on, kept as a hash, good for one person and for a while.
+
+The token says what it invites to, `bpi_<kind>_<secret>`, so that one route accepts every kind.
+"""
+
+import re
+import secrets
+from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
+
+from backplane.keys import ALPHABET, SECRET_LENGTH, hash_secret
+from backplane.problems import NotFound
+
+Kind = Literal["project"]
+
+DEFAULT_SECONDS: Final = 7 * 86_400
+MAX_SECONDS: Final = 30 * 86_400
+
+_FORM = re.compile(rf"bpi_({'|'.join(get_args(Kind))})_([0-9A-Za-z]{{{SECRET_LENGTH}}})")
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """`token` is shown to the inviter once and kept nowhere."""
+
+    kind: Kind
+    token: str = field(repr=False)
+    token_hash: bytes = field(repr=False)
+
+
+def mint(kind: Kind) -> Invitation:
+    secret = "".join(secrets.choice(ALPHABET) for _ in range(SECRET_LENGTH))
+    return Invitation(kind, f"bpi_{kind}_{secret}", hash_secret(secret))
+
+
+def read(token: str) -> Invitation:
+    """Raises NotFound for what is no token of ours."""
+    form = _FORM.fullmatch(token)
+    if form is None:
+        raise unknown()
+    kind: Kind = next(kind for kind in get_args(Kind) if kind == form[1])
+    return Invitation(kind, token, hash_secret(form[2]))
+
+
+def unknown() -> NotFound:
+    return NotFound("There is no such invitation, or it was withdrawn or used. Ask for a new one.")
