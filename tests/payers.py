@@ -154,3 +154,20 @@ def entitled(customer: Customer, database: Database) -> subscriptions.CurrentPla
 def reason(database: Database, event: dict[str, Any]) -> str:
     [row] = rows(database, "SELECT reason FROM platform.webhook_inbox WHERE event_id = %s", event["id"])
     return str(row["reason"])
+
+
+def stored(database: Database, customer: Customer) -> DictRow:
+    """The subscription's row without what storing it adds."""
+    [row] = rows(
+        database,
+        """
+        SELECT p.key AS plan, s.price_id, s.status::text, s.provider_customer_id,
+               s.current_period_start, s.current_period_end, s.cancel_at_period_end, s.cancel_at,
+               s.canceled_at, s.ended_at, s.trial_end
+        FROM billing.subscriptions AS s
+        JOIN billing.plans AS p ON p.id = s.plan_id
+        WHERE s.provider_subscription_id = %s
+        """,
+        customer.subscription,
+    )
+    return row

@@ -12,6 +12,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -19,6 +20,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 KEY = "sk_test_fake"
 KEPT = 30 * 86_400  # seconds that events are listed
+
+# The statuses in the order of a life.
+LIFE = (
+    *("incomplete", "trialing", "active", "past_due", "unpaid", "paused"),
+    *("incomplete_expired", "canceled"),
+)
 
 Params = dict[str, str]
 Json = dict[str, Any]
@@ -66,6 +73,7 @@ class FakeStripe:
 
     def __post_init__(self) -> None:
         self._numbers = itertools.count(1)
+        self._newness: dict[str, tuple[Any, ...]] = {}  # of the subscriptions that were learnt
         self._answers: dict[str, tuple[Params, str, Json]] = {}  # by idempotency key
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -106,6 +114,21 @@ class FakeStripe:
 
     def add_price(self, price_id: str, *, recurring: bool = True, active: bool = True) -> None:
         self.prices[price_id] = {"recurring": recurring, "active": active}
+
+    def learn(self, event: Mapping[str, Any]) -> None:
+        """What an event tells of a subscription, unless a newer one told it already: it has happened, however
+        late the event comes.
+        """
+        told = event["data"]["object"]
+        if not event["type"].startswith("customer.subscription.") or not isinstance(told, dict):
+            return
+        over = event["type"].endswith(".deleted") or told["status"] == "canceled"
+        kind = {"created": 0, "deleted": 2}.get(event["type"].rpartition(".")[2], 1)
+        newness = (over, event["created"], kind, LIFE.index(told["status"]), event["id"])
+        with self._lock:
+            if newness > self._newness.get(told["id"], ()):
+                self._newness[told["id"]] = newness
+                self.subscriptions[told["id"]] = told | ({"status": "canceled"} if over else {})
 
     def paths(self, method: str = "GET") -> list[str]:
         return [asked.path for asked in self.asked if asked.method == method]
@@ -198,7 +221,11 @@ class FakeStripe:
             case ["checkout", "sessions"]:
                 return _listed(_of_customer(list(self.sessions.values()), params), params, path, {"status"})
             case ["checkout", "sessions", session_id]:
-                return _found(self.sessions, session_id, "checkout.session")
+                session = _found(self.sessions, session_id, "checkout.session")
+                if "line_items" not in params.values():
+                    return session
+                items = self.line_items.get(session_id, [])[:10]
+                return session | {"line_items": {"object": "list", "data": items}}
             case ["checkout", "sessions", session_id, "line_items"]:
                 _found(self.sessions, session_id, "checkout.session")
                 return _listed(self.line_items.get(session_id, []), params, path, set())

@@ -111,3 +111,24 @@ def stripe(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStripe]:
         config.settings.cache_clear()
         yield fake
     config.settings.cache_clear()
+
+
+@pytest.fixture(params=["the events' word", "refetch"])
+def stripe_path(
+    request: pytest.FixtureRequest, webhook_secrets: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FakeStripe | None]:
+    """The test twice: without a Stripe API key, and with one and an API that knows what events have told."""
+    from backplane import inbox
+
+    if request.param != "refetch":
+        yield None
+        return
+    fake: FakeStripe = request.getfixturevalue("stripe")
+    ask = inbox.unapplied_at
+
+    def learn_and_ask(event: inbox.Event) -> Any:
+        fake.learn(event.data)
+        return ask(event)
+
+    monkeypatch.setattr(inbox, "unapplied_at", learn_and_ask)
+    yield fake

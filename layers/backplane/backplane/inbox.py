@@ -12,7 +12,7 @@ function of (tx, event) that answers what became of it, or raises:
 import logging
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -37,6 +37,14 @@ MAX_ATTEMPTS = 12
 MAX_ERROR = 10_000  # characters of a traceback, its end
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a sender's API said of an event's subject, asked for outside of any transaction."""
+
+    began_at: datetime  # on the database's clock, before asking: what is said is not older
+    data: Mapping[str, Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """A verified event. `data` is the parsed body, `body` the bytes that were signed."""
@@ -48,6 +56,7 @@ class Event:
     data: Mapping[str, Any]
     body: bytes
     defect: str | None = None  # why it can never be applied, where its envelope shows that already
+    fetched: Fetched | None = None  # None: the event's own word is all there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +73,15 @@ Effect = Callable[[db.Tx, Event], Outcome]
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """How a provider's recorded events are read back and applied. `parse(id, body)`."""
+    """How a provider's recorded events are read back and applied. `parse(id, body)`.
+
+    `fetch` asks the sender what an event is about before its transaction begins. Parked events that an
+    arrival replays do without: they are in a transaction already.
+    """
 
     parse: Callable[[str, bytes], Event]
     effects: Mapping[str, Effect]
+    fetch: Callable[[Event], Fetched | None] = lambda _: None
 
 
 Senders = Mapping[Provider, Sender]
@@ -98,6 +112,8 @@ def receive(event: Event, senders: Senders, *, anew: bool = False) -> Status:
     the effect raised, after recording it: the sender must hear a 5xx to try again.
     """
     try:
+        if event.defect is None:
+            event = replace(event, fetched=senders[event.provider].fetch(event))
         return _receive(event, senders, anew)
     except Unavailable:
         raise
@@ -109,6 +125,21 @@ def receive(event: Event, senders: Senders, *, anew: bool = False) -> Status:
         except _Settled:
             return "duplicate"  # applied by another delivery, whose effect was in this one's way
         raise
+
+
+def unapplied_at(event: Event) -> datetime | None:
+    """The database's time, or None where the event was applied before and need not be fetched for."""
+    row = db.call(
+        """
+        SELECT clock_timestamp() AS now, EXISTS (
+            SELECT 1
+            FROM platform.webhook_inbox
+            WHERE provider = %(provider)s AND event_id = %(id)s AND status IN ('processed', 'stale')
+        ) AS applied
+        """,
+        {"provider": event.provider, "id": event.id},
+    )
+    return None if row is None or row["applied"] else row["now"]
 
 
 def _receive(event: Event, senders: Senders, anew: bool) -> Status:

@@ -4,10 +4,10 @@ One table for all, because the arrival of one sender's subject replays what anot
 waited for: a Clerk user may be what a Stripe checkout is parked for.
 """
 
-from backplane import clerk_effects, stripe_effects, stripe_events
+from backplane import clerk_effects, stripe_effects, stripe_events, stripe_refetch
 from backplane.inbox import Sender, Senders
 
 SENDERS: Senders = {
     "clerk": Sender(clerk_effects.parse, clerk_effects.EFFECTS),
-    "stripe": Sender(stripe_events.parse, stripe_effects.EFFECTS),
+    "stripe": Sender(stripe_events.parse, stripe_effects.EFFECTS, stripe_refetch.fetch),
 }

@@ -15,7 +15,7 @@ _CREDITS = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 
 def checkout_completed(tx: Tx, event: Event) -> Outcome:
     """Links the customer to the organisation that the session names; grants a pack that is paid."""
-    session = stripe_events.read(CheckoutSession, event)
+    session = stripe_events.current(CheckoutSession, event)
     organization_id, arrived = _organization(tx, session)
     if organization_id is None:
         return Outcome("ignored", "the session names neither an organisation, a customer nor a pack")
@@ -126,7 +126,8 @@ def _credits_of_items(tx: Tx, session: CheckoutSession) -> int:
     if not prices:
         raise Park(
             _subject(session),
-            "the session has no metadata.pack_id, and no Stripe key is configured to fetch its line items",
+            "the session has no metadata.pack_id, and its line items could not be fetched:"
+            " is a Stripe API key configured?",
         )
     packs = plans.find_packs_by_prices(tx, prices)
     if not packs:

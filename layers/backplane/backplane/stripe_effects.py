@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 
-from backplane import inbox, stripe_customers
-from backplane.config import settings
+from backplane import inbox, stripe_customers, stripe_events
 from backplane.db import Tx
 from backplane.inbox import Event, Outcome
 from backplane.stripe_checkout import checkout_completed, checkout_expired, checkout_failed
@@ -26,11 +25,8 @@ def _ours(effect: inbox.Effect) -> inbox.Effect:
     """
 
     def guarded(tx: Tx, event: Event) -> Outcome:
-        livemode = event.data.get("livemode", False)
-        if livemode is not settings().livemode:
-            return Outcome("ignored", f"livemode is {livemode}, this stage takes {settings().livemode}")
-        if event.data.get("account") is not None:
-            return Outcome("ignored", "the event is a connected account's")
+        if (foreign := stripe_events.foreign(event)) is not None:
+            return Outcome("ignored", foreign)
         try:
             return effect(tx, event)
         except stripe_customers.Deleted:

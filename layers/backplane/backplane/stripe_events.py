@@ -1,11 +1,12 @@
 """Stripe's events read with care: the envelope, which every event must have, and the object in it."""
 
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from backplane import requests
+from backplane.config import settings
 from backplane.inbox import Event, Quarantine
 from backplane.periods import YEAR_9999
 
@@ -30,14 +31,40 @@ def parse(event_id: str | None, body: bytes) -> Event:
     )
 
 
+def foreign(event: Event) -> str | None:
+    """Why an event is not this stage's: a test event in prod, a live one elsewhere, a connected account's."""
+    livemode = event.data.get("livemode", False)
+    if livemode is not settings().livemode:
+        return f"livemode is {livemode}, this stage takes {settings().livemode}"
+    if event.data.get("account") is not None:
+        return "the event is a connected account's"
+    return None
+
+
+def told(event: Event) -> Any:
+    """The event's object, whatever it is."""
+    data = event.data.get("data")
+    return data.get("object") if isinstance(data, dict) else None
+
+
 def read(model: type[M], event: Event) -> M:
     """The event's object. Raises Quarantine where it is not of Stripe's shape."""
-    data = event.data.get("data")
+    return _validated(model, told(event), "data.object")
+
+
+def current(model: type[M], event: Event) -> M:
+    """The object as it was fetched for the event, or else as the event tells it. Raises Quarantine."""
+    if event.fetched is None:
+        return read(model, event)
+    return _validated(model, event.fetched.data, "what Stripe's API answers")
+
+
+def _validated(model: type[M], data: object, name: str) -> M:
     try:
-        return model.model_validate(data.get("object") if isinstance(data, dict) else None)
+        return model.model_validate(data)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-        raise Quarantine(f"data.object is not a {model.__name__}: {faults}") from error
+        raise Quarantine(f"{name} is not a {model.__name__}: {faults}") from error
 
 
 def text(value: object, name: str) -> str:

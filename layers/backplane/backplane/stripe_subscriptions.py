@@ -13,9 +13,11 @@ _KIND_RANK = {"customer.subscription.created": 0, "customer.subscription.deleted
 
 def subscription_changed(tx: Tx, event: Event) -> Outcome:
     """Stores the subscription's state if it is newer than what stands; ends its credits if it is over."""
-    subscription = stripe_events.read(Subscription, event)
+    told = stripe_events.read(Subscription, event)
+    subscription = stripe_events.current(Subscription, event)
     organization_id, arrived = stripe_customers.organization(tx, subscription.customer, subscription.metadata)
-    ended = subscription.status == "canceled" or event.type == "customer.subscription.deleted"
+    deleted = event.type == "customer.subscription.deleted"
+    ended = deleted or subscription.status == "canceled"
     status: subscriptions.Status = "canceled" if ended else subscription.status
     plan = plans.find_by_prices(tx, subscription.price_ids)
     plan_id = plan.id if plan is not None else _plan_kept(tx, subscription, ended=ended)
@@ -45,9 +47,11 @@ def subscription_changed(tx: Tx, event: Event) -> Outcome:
             status=status,
             event_id=event.id,
         ),
+        fetched_at=None if event.fetched is None else event.fetched.began_at,
     )
     if applied and ended:
         ledger.end_subscription(tx, organization_id, "stripe", subscription.id, actor="stripe")
+    told_plan = plan if event.fetched is None else plans.find_by_prices(tx, told.price_ids)
     subscriptions.record(
         tx,
         subscriptions.HistoryEvent(
@@ -56,8 +60,8 @@ def subscription_changed(tx: Tx, event: Event) -> Outcome:
             provider_event_id=event.id,
             provider_subscription_id=subscription.id,
             event_type=event.type,
-            plan_key=plan.key if plan is not None else None,
-            status=status,
+            plan_key=told_plan.key if told_plan is not None else None,
+            status="canceled" if deleted else told.status,
             occurred_at=event.occurred_at,
             metadata=_history(subscription),
         ),

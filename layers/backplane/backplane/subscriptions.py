@@ -109,18 +109,24 @@ def as_of(*, ended: bool, occurred_at: datetime, kind_rank: int, status: str, ev
     return f"{int(ended)}.{seconds:012d}.{kind_rank}.{STATUS_RANK[status]}.{event_id}"
 
 
-def save(tx: db.Tx, state: Subscription, *, as_of: str) -> bool:
-    """Stores the state unless a newer one stands. Answers whether it did."""
+def save(tx: db.Tx, state: Subscription, *, as_of: str, fetched_at: datetime | None = None) -> bool:
+    """Stores the state unless a newer one stands. Answers whether it did.
+
+    `as_of` says how new an event's word is. A state that was fetched when an event came has that event's,
+    and `fetched_at`, when the asking began: of two such states that alone decides
+    (docs/decisions/refetch.md). An end is newer than whatever is not one, however it was learnt.
+    """
     row = tx.execute(
         """
         INSERT INTO billing.subscriptions AS s
             (organization_id, provider, provider_subscription_id, provider_customer_id, plan_id, price_id,
              status, current_period_start, current_period_end, cancel_at_period_end, cancel_at, canceled_at,
-             ended_at, trial_end, as_of)
+             ended_at, trial_end, as_of, fetched_at)
         VALUES
             (%(organization_id)s, %(provider)s, %(provider_subscription_id)s, %(provider_customer_id)s,
              %(plan_id)s, %(price_id)s, %(status)s, %(current_period_start)s, %(current_period_end)s,
-             %(cancel_at_period_end)s, %(cancel_at)s, %(canceled_at)s, %(ended_at)s, %(trial_end)s, %(as_of)s)
+             %(cancel_at_period_end)s, %(cancel_at)s, %(canceled_at)s, %(ended_at)s, %(trial_end)s, %(as_of)s,
+             %(fetched_at)s)
         ON CONFLICT (provider, provider_subscription_id) DO UPDATE
         SET provider_customer_id = EXCLUDED.provider_customer_id,
             plan_id = EXCLUDED.plan_id,
@@ -133,11 +139,17 @@ def save(tx: db.Tx, state: Subscription, *, as_of: str) -> bool:
             canceled_at = EXCLUDED.canceled_at,
             ended_at = EXCLUDED.ended_at,
             trial_end = EXCLUDED.trial_end,
-            as_of = EXCLUDED.as_of
-        WHERE s.as_of < EXCLUDED.as_of
+            as_of = greatest(s.as_of, EXCLUDED.as_of),
+            fetched_at = EXCLUDED.fetched_at
+        WHERE CASE
+                  WHEN left(s.as_of, 1) = left(EXCLUDED.as_of, 1) AND s.fetched_at IS NOT NULL
+                       AND EXCLUDED.fetched_at IS NOT NULL
+                  THEN s.fetched_at < EXCLUDED.fetched_at
+                  ELSE s.as_of < EXCLUDED.as_of
+              END
         RETURNING id
         """,
-        asdict(state) | {"as_of": as_of},
+        asdict(state) | {"as_of": as_of, "fetched_at": fetched_at},
     ).fetchone()
     if row is None:
         return False
