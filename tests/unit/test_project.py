@@ -36,6 +36,7 @@ LOGINS = {
     "maintenance": "backplane_system",
     "migrate": None,
     "outbox_publisher": "backplane_system",
+    "plan_credits": "backplane_system",
     "plans": "backplane_app",
     "projects": "backplane_app",
     "stripe_webhook": "backplane_system",
