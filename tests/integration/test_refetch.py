@@ -130,7 +130,7 @@ def fetched(event: dict[str, Any], began: int, told: dict[str, Any] | None = Non
     """What becomes of an event for which `told`'s object was fetched, asked for at second `began`."""
     sender = SENDERS["stripe"]
     answer = Fetched(moment(began), (told or event)["data"]["object"])
-    one = {"stripe": inbox.Sender(sender.parse, sender.effects, lambda _: answer)}
+    one: inbox.Senders = {"stripe": inbox.Sender(sender.parse, sender.effects, lambda _: answer)}
     return inbox.receive(sender.parse(event["id"], json.dumps(event).encode()), one)
 
 
