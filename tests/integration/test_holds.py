@@ -1,9 +1,7 @@
 """Holds: set aside, settled below, at and above, released, expired; whoever races, one wins."""
 
-import os
+import itertools
 import random
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,6 +28,7 @@ from tests.ledgers import (
     rows,
     settle,
 )
+from tests.processes import race
 
 from backplane import audits, corrections, db, holds, ledger
 from backplane.problems import (
@@ -579,30 +578,8 @@ for number in range(10):
 def test_processes_that_hold_settle_and_repeat_use_what_they_say(database: Database) -> None:
     with database.as_role("backplane_app"):
         organization_id = new_account(database, 40, 15)
-        workers = [
-            subprocess.Popen(
-                [sys.executable, "-c", WORKER, str(organization_id), f"worker-{number}"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            )
-            for number in range(4)
-        ]
-    try:
-        for worker in workers:
-            assert worker.stdout is not None
-            assert worker.stdout.readline() == "ready\n"
-        for worker in workers:
-            assert worker.stdin is not None
-            worker.stdin.write("go\n")
-            worker.stdin.flush()
-        said = [line for worker in workers for line in worker.communicate(timeout=60)[0].split()]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    assert [worker.returncode for worker in workers] == [0] * 4
+        racers = [[str(organization_id), f"worker-{number}"] for number in range(4)]
+        said = list(itertools.chain(*race(WORKER, *racers)))
     assert len(said) == 40
     used = sum(int(line) for line in said if line != "short")
     with database.as_role("backplane_app"), db.transaction(organization_id=organization_id) as tx:

@@ -1,10 +1,7 @@
 """The ledger against the real database: exact in what it burns, whoever races and whatever dies."""
 
 import itertools
-import os
 import random
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +23,7 @@ from tests.ledgers import (
     pass_expiry,
     rows,
 )
+from tests.processes import race
 
 from backplane import db, idempotency, ledger, usage
 from backplane.problems import (
@@ -552,29 +550,8 @@ for number in range(20):
 def test_processes_that_spend_through_the_layer_spend_what_is_there(database: Database) -> None:
     with database.as_role("backplane_app"):
         organization_id = new_account(database, 50)
-        spenders = [
-            subprocess.Popen(
-                [sys.executable, "-c", SPENDER, str(organization_id), f"spender-{number}"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            )
-            for number in range(4)
-        ]
-    try:
-        for spender in spenders:
-            assert spender.stdout is not None
-            assert spender.stdout.readline() == "ready\n"
-        for spender in spenders:
-            assert spender.stdin is not None
-            spender.stdin.write("go\n")
-            spender.stdin.flush()
-        said = [line for spender in spenders for line in spender.communicate(timeout=60)[0].split()]
-    finally:
-        for spender in spenders:
-            spender.kill()
-            spender.wait()
+        racers = [[str(organization_id), f"spender-{number}"] for number in range(4)]
+        said = list(itertools.chain(*race(SPENDER, *racers)))
     assert (len(said), said.count("short"), len(set(said))) == (80, 30, 51)
     assert_books_balance(database, organization_id)
 
