@@ -104,11 +104,11 @@ def _best(tx: Tx, lines: list[InvoiceLine], invoice: Invoice) -> tuple[InvoiceLi
     return max(known, key=lambda pair: (pair[1].credits, pair[0].period.end))
 
 
-def unknown_price(price_ids: list[str]) -> Exception:
-    """What to raise where none of the prices is a plan's: somebody pays for what he does not get.
+def unknown_price(price_ids: list[str], *, of: str = "plan") -> Exception:
+    """What to raise where no plan, or pack, has any of the prices: somebody pays for what he does not get.
 
     Counted in the metric UnknownPrices, which the template's alarm watches, at each try until an
-    operator has told us the price's plan.
+    operator has told us whose the price is.
     """
     if not price_ids:
         return Quarantine("there is no price in it")
@@ -122,8 +122,9 @@ def unknown_price(price_ids: list[str]) -> Exception:
         namespace="Backplane",
         default_dimensions={"service": "backplane", "stage": settings().stage},
     ):
-        _logger.warning("no plan has the price %s", ", ".join(price_ids)[:200])
-    return Park(f"billing.price:{price_ids[0]}", f"no plan has the price {', '.join(price_ids)[:200]}")
+        reason = f"no {of} has the price {', '.join(price_ids)[:200]}"
+        _logger.warning(reason)
+    return Park(f"billing.price:{price_ids[0]}", reason)
 
 
 def _credit_period_end(line: InvoiceLine, plan: PricedPlan) -> datetime:

@@ -6,6 +6,7 @@ from uuid import UUID
 from backplane import customers, inbox, ledger, outbox, payments, plans, stripe_customers, stripe_events
 from backplane.db import Tx
 from backplane.inbox import Event, Outcome, Park, Quarantine
+from backplane.invoice_credits import unknown_price
 from backplane.payments import Link, Purchase, PurchaseStatus
 from backplane.stripe_objects import CheckoutSession
 
@@ -131,7 +132,7 @@ def _credits_of_items(tx: Tx, session: CheckoutSession) -> int:
         )
     packs = plans.find_packs_by_prices(tx, prices)
     if not packs:
-        raise Park(f"billing.price:{prices[0]}", f"no pack has the price {', '.join(prices)[:200]}")
+        raise unknown_price(prices, of="pack")
     return sum(
         packs[item.price.id].credits * item.quantity
         for item in items
