@@ -1,11 +1,10 @@
 """The debit benchmark's own judge: it passes what is sound, and sees what is not."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
-from benchmarks import debit, debit_clients, pgbench
-from benchmarks.debit import CONTESTANTS, Contestant, Measured
+from benchmarks import debit_books, debit_clients, pgbench
+from benchmarks.debit_books import CONTESTANTS, LEDGER, Contestant
 from tests.databases import Database
 from tests.ledgers import rows
 
@@ -17,10 +16,10 @@ TIMES = 3
 def opened(database: Database) -> Iterator[Database]:
     """A database with two full accounts for each contestant; backplane.db connects as the application."""
     with database.as_role("backplane_app"):
-        yield debit.open_accounts(database, ACCOUNTS, history=2)
+        yield debit_books.open_accounts(database, ACCOUNTS, history=2)
 
 
-def compete(opened: Database) -> dict[Contestant, Measured]:
+def compete(opened: Database) -> dict[Contestant, int]:
     """Each contestant debits a few times, alone."""
     acknowledged = {}
     for contestant in CONTESTANTS:
@@ -34,11 +33,11 @@ def compete(opened: Database) -> dict[Contestant, Measured]:
             for account in debit_clients.chosen(contestant.number, ACCOUNTS)[:TIMES]:
                 debit_clients.DEBITS[contestant.way](session, account)
         acknowledged[contestant] = TIMES
-    return {contestant: Measured([], count) for contestant, count in acknowledged.items()}
+    return acknowledged
 
 
 def test_every_contestant_takes_what_it_acknowledges_when_alone(opened: Database) -> None:
-    verdicts = debit.judge(opened, compete(opened), ACCOUNTS)
+    verdicts = debit_books.judge(opened, compete(opened), ACCOUNTS)
     assert [verdict.taken for verdict in verdicts.values()] == [TIMES] * len(CONTESTANTS)
     assert all(verdict.is_sound for verdict in verdicts.values())
 
@@ -51,7 +50,7 @@ def test_the_templates_deduction_loses_debits_when_two_meet(opened: Database) ->
         assert read is not None
         debit_clients.read_check_write(second, account)
         debit_clients.write_back(first, account, read)
-    verdict = debit.judge(opened, {template: Measured([], 2)}, ACCOUNTS)[template]
+    verdict = debit_books.judge(opened, {template: 2}, ACCOUNTS)[template]
     assert (verdict.lost, verdict.recorded) == (1, 2)
 
 
@@ -65,15 +64,13 @@ def test_the_templates_deduction_loses_debits_when_two_meet(opened: Database) ->
     ],
 )
 def test_books_of_the_ledgers_that_do_not_add_up_stop_the_benchmark(opened: Database, damage: str) -> None:
-    measured = compete(opened)
+    acknowledged = compete(opened)
     rows(opened, damage)
     with pytest.raises(RuntimeError, match="does not add up"):
-        debit.judge(opened, {debit.LEDGER: measured[debit.LEDGER]}, ACCOUNTS)
+        debit_books.judge(opened, {LEDGER: acknowledged[LEDGER]}, ACCOUNTS)
 
 
 def test_a_debit_that_was_acknowledged_and_not_taken_stops_the_benchmark(opened: Database) -> None:
-    measured = compete(opened)[debit.LEDGER]
+    acknowledged = compete(opened)[LEDGER]
     with pytest.raises(RuntimeError, match="does not add up"):
-        debit.judge(
-            opened, {debit.LEDGER: replace(measured, acknowledged=measured.acknowledged + 1)}, ACCOUNTS
-        )
+        debit_books.judge(opened, {LEDGER: acknowledged + 1}, ACCOUNTS)
