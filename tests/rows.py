@@ -145,7 +145,7 @@ INSERTS = {
     """,
     "platform.outbox": """
         INSERT INTO platform.outbox (organization_id, type, payload)
-        VALUES (%(organization)s, 'user.created', '{}')
+        VALUES (%(organization)s, 'test.happened', '{}')
     """,
     "platform.outbox_sequences": """
         INSERT INTO platform.outbox_sequences (organization_id, last)

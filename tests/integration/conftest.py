@@ -21,6 +21,7 @@ import migrate
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from tests import events_page
 from tests.databases import ROLES, Database, create_database, drop_database, on
 from tests.stripe_api import KEY as STRIPE_KEY
 from tests.stripe_api import FakeStripe
@@ -75,8 +76,23 @@ def _database(server: str, passwords: dict[str, str], template: str = "template0
     name = f"test_{os.getpid()}_{next(_numbers)}"
     create_database(server, name, template)
     app, system, backup = (on(server, name, user=role, password=passwords[role]) for role in ROLES)
-    yield Database(name, on(server, name), app, system, backup)
+    made = Database(name, on(server, name), app, system, backup)
+    yield made
+    told = _events_told(made)
     drop_database(server, name)
+    assert not (wrong := [fault for event in told for fault in events_page.faults(*event)]), wrong
+
+
+def _events_told(database: Database) -> list[tuple[str, dict[str, Any]]]:
+    """The domain events that the test's code wrote: docs/events.md promises their form."""
+    with database.connect() as connection:
+        there = connection.execute("SELECT to_regclass('platform.outbox') AS outbox").fetchone()
+        if there is None or there["outbox"] is None:
+            return []
+        rows = connection.execute(
+            "SELECT DISTINCT type, payload FROM platform.outbox WHERE type NOT LIKE 'test.%' LIMIT 1000"
+        ).fetchall()
+    return [(row["type"], row["payload"]) for row in rows]
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ def test_a_trial_has_the_plan_and_its_trial_credits_and_then_the_plans(payer_db:
     assert available(payer_db) == SIGN_UP + 50
     assert stored(payer_db)["trial_end"].timestamp() == FIRST + 7 * DAY
     assert status(clerk_item(kind="freeTrialEnding", updated_at=T0 + 1, **trial)) == "processed"
-    [told] = rows(payer_db, "SELECT payload FROM platform.outbox WHERE type = 'subscription.trial_ending'")
+    [told] = rows(payer_db, "SELECT payload FROM platform.outbox WHERE type = 'subscription.trial_will_end'")
     assert told["payload"]["provider_subscription_id"] == "csub_item_1"
     status(clerk_item(kind="updated", start=FIRST + 7 * DAY, end=FIRST + 37 * DAY, updated_at=T0 + 2))
     assert current(payer_db).status == "active"

@@ -1,12 +1,10 @@
 """Whatever an event's delivery dies of, and wherever: delivered again, it has one effect, and all of it."""
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 from tests.databases import Database
+from tests.kills import Killed, at_statement, end_the_session
 from tests.ledgers import assert_books_balance, rows
 from tests.senders import (
     Answer,
@@ -21,15 +19,10 @@ from tests.senders import (
 from tests.tcp_proxy import Cut, Proxy
 
 from backplane import config, db
-from backplane.slow_log import TimedCursor
 
 pytestmark = pytest.mark.usefixtures("webhook_secrets")
 
 _numbers = itertools.count(1)
-
-
-class Killed(BaseException):
-    """The process is gone: nothing of ours runs any more."""
 
 
 class Customer:
@@ -103,29 +96,6 @@ class Customer:
 SHORT = ("user", "checkout", "subscription", "invoice")
 LONG = ("checkout", "subscription", "invoice", "user")
 both_ways = pytest.mark.parametrize("order", [SHORT, LONG], ids="-".join)
-
-
-@contextmanager
-def at_statement(number: int, strike: Callable[[], None], patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Strikes before the n-th statement of what runs inside. Yields the statements."""
-    said: list[str] = []
-    execute = TimedCursor.execute
-
-    def counted(self: TimedCursor, query: Any, params: Any = None, **options: Any) -> TimedCursor:
-        said.append(str(query))
-        if len(said) == number:
-            strike()
-        return execute(self, query, params, **options)
-
-    with patch.context() as patched:
-        patched.setattr(TimedCursor, "execute", counted)
-        yield said
-
-
-def end_the_session(database: Database) -> None:
-    pid = db.connection().info.backend_pid
-    with database.connect() as other:
-        other.execute("SELECT pg_terminate_backend(%s, 60000)", [pid])
 
 
 @both_ways

@@ -73,7 +73,7 @@ def trial_ending(tx: Tx, event: Event) -> Outcome:
             "trial_end": None if item.period_end is None else item.period_end.isoformat(),
         }
         outbox.append(
-            tx, "subscription.trial_ending", organization_id=outcome.organization_id, payload=payload
+            tx, "subscription.trial_will_end", organization_id=outcome.organization_id, payload=payload
         )
     return outcome
 
