@@ -82,6 +82,7 @@ def make_grant(
     subscription: str | None = None,
     period_end: datetime | None = None,
     expires_at: datetime | None = None,
+    plan_id: UUID | None = None,
 ) -> ledger.Grant:
     return ledger.Grant(
         organization_id=organization_id,
@@ -90,6 +91,7 @@ def make_grant(
         amount=amount,
         actor="system",
         expires_at=expires_at,
+        plan_id=plan_id,
         provider="stripe" if subscription else None,
         provider_subscription_id=subscription,
         period_end=period_end,
@@ -182,6 +184,17 @@ def pass_expiry(database: Owned, grant_id: UUID) -> None:
         WHERE g.id = %s AND a.organization_id = g.organization_id
         """,
         grant_id,
+    )
+
+
+def roll_over(database: Owned, plan: str, carry: int) -> None:
+    """Lets a plan's credits go over into the next period: so many at most, all (-1) or none (0)."""
+    rows(
+        database,
+        "UPDATE billing.plans SET rollover = %s, rollover_cap = %s WHERE key = %s",
+        {-1: "all", 0: "none"}.get(carry, "capped"),
+        carry if carry > 0 else None,
+        plan,
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from tests.counters import plan_id
 from tests.databases import Database
 from tests.ledgers import (
     Kept,
@@ -29,15 +31,18 @@ from tests.ledgers import (
     pass_expiry,
     pass_holds_expiry,
     release,
+    roll_over,
     rows,
     settle,
 )
 
-from backplane import audits, corrections, db, holds, ledger
+from backplane import audits, corrections, db, holds, ledger, low_balance, usage
 from backplane.problems import Conflict, IdempotencyConflict, InsufficientCredits
 
 HOUR = timedelta(hours=1)
 COSTS = {"ai_text_chat": 1, "ai_image_generation": 5}
+THRESHOLD = 8  # less available is low
+ROLLOVERS = {"starter": 0, "pro": 12, "super": -1}  # credits of earlier periods; -1: all
 
 
 # ---- the model ----
@@ -55,6 +60,8 @@ class Granted:
     expires: float  # hours from the start; infinity: never
     subscription: str | None = None
     period: int | None = None
+    carry: int = 0  # of earlier periods' credits, how many go over; -1: all
+    followed: bool = False  # by a later period's
     passed: bool = False  # the clock has reached its expiry; the next mutation books it
     ended: bool = False
     lapsed: int = 0
@@ -62,11 +69,20 @@ class Granted:
 
     @property
     def over(self) -> bool:
-        return self.passed or self.ended
+        return self.passed or self.ended or (self.followed and self.carry != -1)
+
+    @property
+    def taken_along(self) -> bool:
+        """Under a cap: live still, but nothing is added to it."""
+        return self.carry > 0 and self.followed and not self.passed and not self.ended
 
     def end(self) -> None:
-        self.lapsed += self.remaining
-        self.remaining, self.ended = 0, True
+        self.lapse(self.remaining)
+        self.ended = True
+
+    def lapse(self, amount: int) -> None:
+        self.remaining -= amount
+        self.lapsed += amount
 
 
 Allocations: TypeAlias = list[tuple[Granted, int]]
@@ -137,7 +153,9 @@ class Books:
     def give_back(self, allocations: Allocations) -> None:
         for grant, amount in allocations:
             grant.remaining += amount
-            if grant.over:
+            if grant.taken_along:
+                grant.lapse(amount)
+            elif grant.over:
                 grant.end()
 
     def pay(self, amount: int) -> int:
@@ -152,6 +170,23 @@ class Books:
         for grant in self.granted:
             if grant.passed:
                 grant.end()
+
+    def roll_over(self, subscription: str) -> None:
+        of_it = [grant for grant in self.granted if grant.subscription == subscription]
+        latest = max(grant.period or 0 for grant in of_it)
+        expires = max(grant.expires for grant in of_it if grant.period == latest)
+        kept = 0
+        for grant in sorted(of_it, key=lambda g: (g.period or 0, g.number), reverse=True):
+            if grant.period == latest or grant.ended:
+                continue
+            grant.followed = True
+            if grant.carry == 0:
+                grant.end()
+                continue
+            if grant.carry > 0:
+                grant.lapse(max(grant.remaining - max(grant.carry - kept, 0), 0))
+                kept += grant.remaining
+            grant.expires = max(grant.expires, expires)
 
     def free(self, hold: Held, state: str) -> None:
         hold.state = state
@@ -198,6 +233,7 @@ class LedgerAndModel(RuleBasedStateMachine):
         self.start = datetime.now(UTC)
         self.organization_id = new_account(self.database)
         self.owner = Kept(self.database.connect())
+        db.run(lambda tx: low_balance.set_threshold(tx, self.organization_id, THRESHOLD))
         self.books = Books()
         self.numbers = iter(range(10_000))
         self.debited: dict[str, tuple[tuple[str, int], ledger.Debit]] = {}
@@ -225,6 +261,7 @@ class LedgerAndModel(RuleBasedStateMachine):
         request = make_grant(self.organization_id, amount, source=source, **fields)
         _, granted = db.run(lambda tx: ledger.grant(tx, request))
         assert granted
+        self.books.book_due()
         return self.books.add(request.source_key, amount, ledger.PRIORITY[source])
 
     @rule(
@@ -238,18 +275,25 @@ class LedgerAndModel(RuleBasedStateMachine):
             made.expires, made.passed = hours, hours < 0
         self.books.book_due()
 
-    @rule(amount=amounts, subscription=subscriptions, period=st.integers(min_value=1, max_value=4))
-    def grant_a_period(self, amount: int, subscription: str, period: int) -> None:
+    @rule(
+        amount=amounts,
+        subscription=subscriptions,
+        period=st.integers(min_value=1, max_value=4),
+        plan=st.sampled_from(sorted(ROLLOVERS)),
+    )
+    def grant_a_period(self, amount: int, subscription: str, period: int, plan: str = "starter") -> None:
         end = self.start + period * 24 * HOUR
         made = self.grant(
-            amount, "plan", subscription=subscription, period_end=end, expires_at=end + 72 * HOUR
+            amount,
+            "plan",
+            subscription=subscription,
+            period_end=end,
+            expires_at=end + 72 * HOUR,
+            plan_id=plan_id(self.owner, plan),
         )
         made.subscription, made.period, made.expires = subscription, period, period * 24 + 72
-        of_it = [grant for grant in self.books.granted if grant.subscription == subscription]
-        latest = max(grant.period or 0 for grant in of_it)
-        for grant in of_it:
-            if grant.period != latest:
-                grant.end()
+        made.carry = ROLLOVERS[plan]
+        self.books.roll_over(subscription)
         self.books.book_due()
 
     @precondition(lambda self: self.books.granted)
@@ -476,10 +520,10 @@ class LedgerAndModel(RuleBasedStateMachine):
     def let_a_grant_expire(self, data: st.DataObject) -> None:
         grant = data.draw(st.sampled_from(self.passable()))
         pass_expiry(self.owner, next(g["id"] for g in self.stored() if g["source_key"] == grant.source_key))
-        grant.passed = True
+        grant.passed, grant.expires = True, 0
 
     def passable(self) -> list[Granted]:
-        return [grant for grant in self.books.granted if not grant.over]
+        return [grant for grant in self.books.granted if not grant.passed and not grant.ended]
 
     @precondition(lambda self: self.open_holds())
     @rule(data=st.data())
@@ -523,6 +567,34 @@ class LedgerAndModel(RuleBasedStateMachine):
             assert held(self.owner, hold_id)["state"] == hold.state
 
     @invariant()
+    def what_is_low_was_told_once_a_crossing(self) -> None:
+        commits: dict[str, int] = {}  # what each transaction left, oldest first
+        booked = """
+            SELECT xmin::text, available_after
+            FROM credits.entries
+            WHERE organization_id = %s
+            ORDER BY version
+        """
+        for entry in rows(self.owner, booked, self.organization_id):
+            commits[entry["xmin"]] = entry["available_after"]
+        low = [True, *(available < THRESHOLD for available in commits.values())]
+        crossings = sum(after and not before for before, after in pairwise(low))
+        told = rows(
+            self.owner,
+            "SELECT 1 FROM platform.outbox WHERE organization_id = %s AND type = 'credits.low_balance'",
+            self.organization_id,
+        )
+        assert len(told) == crossings
+
+    @invariant()
+    def usage_is_what_was_debited_less_what_was_refunded(self) -> None:
+        used = sum(debited.amount - debited.refunded for debited in self.debits.values())
+        seen = db.run(lambda tx: usage.usage(tx, self.organization_id, days=1))
+        assert sum(row.credits for row in seen.by_operation) == used
+        assert sum(row.credits for row in seen.by_day) == used
+        assert sum(row.count for row in seen.by_operation) == len(self.debits)
+
+    @invariant()
     def a_read_says_what_booking_will(self) -> None:
         booked = copy.deepcopy(self.books)
         booked.book_due()
@@ -537,6 +609,8 @@ class LedgerAndModel(RuleBasedStateMachine):
 
 @pytest.mark.timeout(300)
 def test_any_sequence_of_mutations_ends_where_the_model_says(system_db: Database) -> None:
+    for plan, carry in ROLLOVERS.items():
+        roll_over(system_db, plan, carry)
     machine = type("Machine", (LedgerAndModel,), {"database": system_db})
     run_state_machine_as_test(
         machine,

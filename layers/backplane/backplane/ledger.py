@@ -227,9 +227,11 @@ def balance(tx: db.Tx, organization_id: UUID) -> Balance:
             SELECT u.grant_id, sum(u.amount)::bigint AS credits
             FROM credits.holds AS h
             CROSS JOIN unnest(h.allocations) AS u
+            JOIN credits.grants AS g ON g.id = u.grant_id
             WHERE h.organization_id = %(organization_id)s
               AND h.state = 'open'
               AND h.expires_at <= statement_timestamp()
+              AND NOT credits.is_over(g, statement_timestamp())
             GROUP BY u.grant_id
         )
         SELECT b.available, b.held, b.debt, b.updated_at,
@@ -238,7 +240,7 @@ def balance(tx: db.Tx, organization_id: UUID) -> Balance:
         LEFT JOIN (credits.grants AS g LEFT JOIN back ON back.grant_id = g.id)
             ON g.organization_id = b.organization_id
             AND (g.live OR back.credits > 0)
-            AND NOT credits.is_over(g, statement_timestamp())
+            AND coalesce(g.expires_at > statement_timestamp(), true)
         WHERE b.organization_id = %(organization_id)s
         ORDER BY g.priority, g.expires_at NULLS LAST, g.created_at, g.id
         """,

@@ -23,6 +23,8 @@ class Plan(BaseModel):
     description: str | None
     clerk_plan_id: str | None
     credits: int  # a month; on the free plan once, at sign-up
+    rollover: Literal["none", "capped", "all"]  # of what is left when a period ends
+    rollover_cap: int | None
     currency: str
     price_monthly_minor: int | None
     price_yearly_minor: int | None
@@ -72,6 +74,7 @@ def catalog(tx: db.Tx) -> Catalog:
     plans = tx.execute(
         """
         SELECT p.key, p.tier, p.name, p.description, p.clerk_plan_id, p.credits, p.currency,
+               p.rollover, p.rollover_cap,
                p.price_monthly_minor, p.price_yearly_minor, p.features, p.badge, p.highlight,
                p.cta_type, p.cta_label, p.cta_url,
                coalesce((
