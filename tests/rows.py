@@ -76,6 +76,10 @@ INSERTS = {
         FROM billing.payments
         WHERE provider_payment_id = 'pi_' || %(n)s
     """,
+    "billing.stripe_reconciliations": """
+        INSERT INTO billing.stripe_reconciliations (since, until, finished_at)
+        VALUES (now(), now(), now())
+    """,
     "billing.usage_counters": """
         INSERT INTO billing.usage_counters (organization_id, key, period_start, period, period_end, used)
         VALUES (%(organization)s, 'app.messages_per_day', '2026-01-01Z', '2026-01-01', '2026-01-02Z', 1)

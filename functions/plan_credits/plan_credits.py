@@ -1,8 +1,8 @@
 """A year's credits, month by month: each on its anchor day, once, for as long as the subscription goes on.
 
 The first month comes with what pays the year (an invoice, a Clerk item); this grants the eleven others. A
-month that was missed is made good, in order: a later month's grant ends the one before, so only the running
-month's credits last, but each has paid what debt there was. The business fact that grants once is the month
+month that was missed is made good, in order: a later month's grant ends the one before, unless the plan lets
+credits go over, but each has paid what debt there was. The business fact that grants once is the month
 (`month:<subscription>:<day>`), so two runs at once, or one again, grant nothing twice.
 """
 

@@ -39,6 +39,7 @@ LOGINS = {
     "plan_credits": "backplane_system",
     "plans": "backplane_app",
     "projects": "backplane_app",
+    "stripe_reconciliation": "backplane_system",
     "stripe_webhook": "backplane_system",
     "webhook_worker": "backplane_system",
 }
