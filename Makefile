@@ -84,7 +84,7 @@ bench: $(STAMP) ## Measure, against limits and peers: make bench [B=debit]; writ
 lint: $(STAMP) ## Check style, types, the template and the migrations
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/mypy layers/backplane functions/*/*.py local benchmarks tests
+	@$(VENV)/bin/mypy layers/backplane layers/pgtools functions/*/*.py local benchmarks tests
 	@AWS_DEFAULT_REGION=us-east-1 $(VENV)/bin/sam validate --lint --config-env dev >/dev/null
 	@for file in functions/migrate/migrations/*.sql; do \
 	    alone=$$(grep -q '^-- migrate:up transaction:false' $$file && echo --no-assume-in-transaction || true); \
@@ -98,3 +98,4 @@ lock: $(STAMP) ## Lock the requirements anew: make lock [UPGRADE=--upgrade]
 	@$(LOCK) $(UPGRADE) requirements/bootstrap.in -o requirements/bootstrap.txt
 	@$(LOCK) $(UPGRADE) requirements/dev.in -o requirements/dev.txt
 	@$(LOCK) $(UPGRADE) layers/backplane/requirements.in -c requirements/dev.txt -o layers/backplane/requirements.txt
+	@$(LOCK) $(UPGRADE) --no-deps layers/pgtools/requirements.in -c requirements/dev.txt -o layers/pgtools/requirements.txt
