@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import psycopg
-import roles
 import runner
 from psycopg.rows import DictRow
 
-from backplane import secrets
+from backplane import roles, secrets
 from backplane.config import Settings, settings
 from backplane.connect import connect
 

@@ -18,7 +18,7 @@ from migration_file import Migration, MigrationError, Section, Statement, read_f
 from psycopg import sql
 from psycopg.rows import DictRow
 
-from backplane.db import MAINTENANCE_LOCK
+from backplane import maintenance_lock
 
 FOLDER: Final = Path(__file__).parent / "migrations"
 OWNER: Final = "backplane_migrator"
@@ -269,7 +269,10 @@ def _explained(migration: Migration, statement: Statement, error: psycopg.Error)
 @contextmanager
 def _maintenance(connection: Connection, wait: float, owner: str) -> Iterator[None]:
     """Hold the maintenance lock, as the owner of the tables."""
-    _lock(connection, wait)
+    try:
+        maintenance_lock.take(connection, wait)
+    except maintenance_lock.BusyError as error:
+        raise MigrationError(f"{error}: let it finish and run this again") from error
     try:
         try:
             connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(owner)))
@@ -282,20 +285,4 @@ def _maintenance(connection: Connection, wait: float, owner: str) -> Iterator[No
     finally:
         if not connection.closed:
             connection.execute("RESET ROLE")
-            connection.execute("SELECT pg_advisory_unlock(%s)", [MAINTENANCE_LOCK])
-
-
-def _lock(connection: Connection, wait: float) -> None:
-    # Not waited for inside a statement, which would hold a snapshot: CREATE INDEX CONCURRENTLY of
-    # the one who has the lock waits for snapshots.
-    deadline = time.monotonic() + wait
-    while True:
-        row = connection.execute("SELECT pg_try_advisory_lock(%s) AS held", [MAINTENANCE_LOCK]).fetchone()
-        if row and row["held"]:
-            return
-        if time.monotonic() > deadline:
-            raise MigrationError(
-                f"another migration or a backup has held the maintenance lock for {wait:.0f} s: "
-                f"let it finish and run this again"
-            )
-        time.sleep(random.uniform(0.05, 0.25))  # noqa: S311  jitter, not a secret
+            maintenance_lock.release(connection)

@@ -12,7 +12,6 @@ import migrate
 import moto
 import psycopg
 import pytest
-import roles
 import runner
 from local.postgres import bin_dir
 from migration_file import read_folder
@@ -20,7 +19,7 @@ from tests.databases import ROLES, Database
 from tests.rows import populate
 from tests.senders import Context
 
-from backplane import config, secrets
+from backplane import config, roles, secrets
 
 VERSIONS = [migration.version for migration in read_folder(runner.FOLDER)]
 

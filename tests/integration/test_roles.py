@@ -6,9 +6,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-import roles
 from local.postgres import Postgres
 from psycopg.rows import DictRow, dict_row
+
+from backplane import roles
 
 PASSWORDS = {role: f"{role}'s password" for role in roles.LOGINS}
 ALL = (roles.MIGRATOR, *roles.LOGINS)

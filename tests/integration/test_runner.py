@@ -8,13 +8,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
-import roles
 import runner
 from migration_file import MigrationError
 from psycopg.rows import DictRow
 from tests.databases import Database
 
-from backplane.db import MAINTENANCE_LOCK
+from backplane import maintenance_lock, roles
 
 Connection = psycopg.Connection[DictRow]
 PATIENCE = 20.0  # seconds; only a failing test waits that long
@@ -223,7 +222,7 @@ def test_it_waits_for_a_backup_no_longer_than_told(
 ) -> None:
     write(tmp_path, 1, "CREATE TABLE public.t1 ();")
     with empty_database.connect() as backup:
-        backup.execute("SELECT pg_advisory_lock(%s)", [MAINTENANCE_LOCK])
+        backup.execute("SELECT pg_advisory_lock(%s)", [maintenance_lock.LOCK])
         with pytest.raises(MigrationError, match="has held the maintenance lock"):
             runner.up(owner, folder=tmp_path, wait=0.1)
     assert runner.up(owner, folder=tmp_path) == ["0001"]

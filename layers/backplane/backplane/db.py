@@ -31,10 +31,6 @@ from backplane.problems import Unavailable
 Tx: TypeAlias = psycopg.Connection[DictRow]
 T = TypeVar("T")
 
-# The advisory lock that migrations and backups hold, one at a time: a dump's ACCESS SHARE locks
-# stop a migration, and every reader queues behind that. ("backplan" in ASCII.)
-MAINTENANCE_LOCK: Final = 0x6261636B706C616E
-
 DEFAULT_BUDGET: Final = 30.0  # seconds for one unit of work where no deadline is set
 MARGIN: Final = 0.5  # seconds of an invocation kept back to answer in
 MIN_BUDGET: Final = 0.05  # seconds; with less it is not worth beginning
