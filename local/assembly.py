@@ -167,8 +167,9 @@ def _resources(
     ground: Ground, senders: "Senders", lambda_url: str
 ) -> "Callable[..., tuple[Application, Wiring]]":
     """What makes the template's resources, and makes them anew where it has `changed`. It raises Refusal."""
-    from local import application, parameters, wiring
+    from local import application, parameters, pgtools, wiring
 
+    tools = pgtools.ensure(ground.data.pgtools)
     client = aws.clients(ground.aws_url)
     values = parameters.parameters(senders, ground.owner_url, ground.api_port, client)
 
@@ -181,6 +182,7 @@ def _resources(
             lambda_url=lambda_url,
             owner_url=ground.owner_url,
             direct_url=ground.overrides.get("DATABASE_DIRECT_URL"),
+            pgtools=str(tools),
         )
         hide(ground.secrets)
         return app, wired

@@ -70,6 +70,10 @@ class Data:
         return self.folder / "aws"
 
     @property
+    def pgtools(self) -> Path:
+        return self.folder / "pgtools"
+
+    @property
     def postgres(self) -> Path:
         return self.folder / "postgres"
 
@@ -77,7 +81,7 @@ class Data:
         """Delete these files, and nothing else that is in the folder (tests have theirs there)."""
         for file in (self.stack, self.processes, self.secrets, self.signing_key, self.ports):
             file.unlink(missing_ok=True)
-        for folder in (self.logs, self.postgres, self.aws, *self.folder.glob("aws.damaged-*")):
+        for folder in (self.logs, self.postgres, self.pgtools, self.aws, *self.folder.glob("aws.damaged-*")):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -23,10 +23,11 @@ def connect(
     lambda_url: str,
     owner_url: str,
     direct_url: str | None,
+    pgtools: str | None = None,
 ) -> Wiring:
     """Each function with its role's DATABASE_URL: the template names the role and its secret.
 
-    A function that names no role is the owner's (migrate).
+    A function that names no role is the owner's (migrate), and so is the server that drills are held on.
     """
     urls: dict[str, str] = {}
     connected = []
@@ -42,9 +43,15 @@ def connect(
         if role:
             urls[role] = urls.get(role) or as_role(owner_url, role, _password(client, variables))
             variables["DATABASE_URL"] = urls[role]
+            if direct_url:
+                variables["DATABASE_DIRECT_URL"] = as_role(direct_url, role, _password(client, variables))
         elif "DATABASE_HOST" in variables:
             variables["DATABASE_URL"] = owner_url
             variables |= {"DATABASE_DIRECT_URL": direct_url} if direct_url else {}
+        if "DRILL_DATABASE_HOST" in variables:
+            variables["DRILL_DATABASE_URL"] = direct_url or owner_url
+        if pgtools and "BACKUP_BUCKET" in variables:
+            variables["PG_TOOLS"] = pgtools
         connected.append(replace(function, environment=variables))
     return Wiring(connected, urls)
 

@@ -164,6 +164,12 @@ INSERTS = {
             (organization_id, route, key, request_hash, claim, claimed_until, expires_at)
         VALUES (%(organization)s, 'POST /v1/projects', 'key', sha256('request'), %(user)s, now(), now())
     """,
+    "platform.backups": """
+        INSERT INTO platform.backups
+            (name, kind, key, manifest_key, bytes, row_count, sha256, started_at, finished_at)
+        VALUES ('backup_20260101_00000' || %(n)s, 'dump', 'backups/a.dump.zst', 'backups/a.json', 1, 1,
+                repeat('0', 64), now(), now())
+    """,
     "platform.audit_log": """
         INSERT INTO platform.audit_log (organization_id, actor, action, target)
         VALUES (%(organization)s, 'system', 'user.created', 'user:1')

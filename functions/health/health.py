@@ -1,8 +1,9 @@
-"""Health: whether the database answers, its migrations are the deployed ones and the inbox is well."""
+"""Health: whether the database answers, its migrations are the deployed ones, inbox and backups are well."""
 
 import json
 import time
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 from aws_lambda_powertools import Logger
@@ -14,6 +15,7 @@ from backplane.schema import LATEST_MIGRATION
 
 # The worker looks each minute: an event that is due for longer tells that it does not.
 OVERDUE_SECONDS = 900
+BACKUP_HOURS = 48  # of a daily backup that has failed once, and of a stack that is new
 
 logger = Logger()
 
@@ -40,7 +42,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 def check() -> dict[str, Any]:
     started = time.perf_counter()
     try:
-        migration, inbox = db.run(_read)
+        (migration, inbox), backup = db.run(lambda tx: (_read(tx), _backup(tx)))
     except Unavailable as problem:
         logger.warning("unhealthy", detail=problem.detail)
         return _report("unhealthy", {"database": {"error": "The database does not answer."}})
@@ -51,7 +53,10 @@ def check() -> dict[str, Any]:
     checks = {
         "database": {"latency_ms": latency},
         "migrations": {"current": migration, "latest": LATEST_MIGRATION},
-        "backup": {"age_hours": None, "verified_at": None},
+        "backup": {
+            "age_hours": None if backup is None else _rounded(backup["age_hours"]),
+            "verified_at": backup["verified_at"].isoformat() if backup and backup["verified_at"] else None,
+        },
         "inbox": {
             "parked": inbox.parked,
             "failed": inbox.failed,
@@ -62,7 +67,8 @@ def check() -> dict[str, Any]:
         },
     }
     behind = (migration or "") < LATEST_MIGRATION
-    return _report("degraded" if behind or not _is_well(inbox) else "healthy", checks)
+    unsafe = backup is not None and _is_unsafe(backup)
+    return _report("degraded" if behind or unsafe or not _is_well(inbox) else "healthy", checks)
 
 
 def _is_well(inbox: inbox_upkeep.Census) -> bool:
@@ -77,6 +83,42 @@ def _is_well(inbox: inbox_upkeep.Census) -> bool:
 def _read(tx: db.Tx) -> tuple[str | None, inbox_upkeep.Census]:
     row = tx.execute("SELECT max(version) AS migration FROM public.schema_migrations").fetchone()
     return None if row is None else row["migration"], inbox_upkeep.census(tx)
+
+
+def _backup(tx: db.Tx) -> dict[str, Any] | None:
+    """The newest backup, and the verdict of the last drill; None before the migration that knows of them."""
+    found = tx.execute("SELECT to_regclass('platform.backups') IS NOT NULL AS known").fetchone()
+    if not found or not found["known"]:
+        return None
+    return tx.execute(
+        """
+        SELECT extract(epoch FROM clock_timestamp() - max(finished_at)) / 3600 AS age_hours,
+               max(verified_at) AS verified_at,
+               (
+                   SELECT verified_at IS NULL
+                   FROM platform.backups
+                   WHERE drilled_at IS NOT NULL
+                   ORDER BY drilled_at DESC
+                   LIMIT 1
+               ) AS refuted,
+               (
+                   SELECT extract(epoch FROM clock_timestamp() - min(applied_at)) / 3600
+                   FROM public.schema_migrations
+               ) AS stack_hours
+        FROM platform.backups
+        WHERE deleted_at IS NULL
+        """
+    ).fetchone()
+
+
+def _is_unsafe(backup: dict[str, Any]) -> bool:
+    """No backup for two days, which a new stack has anyway, or the last drill did not find what it should."""
+    since = backup["stack_hours"] if backup["age_hours"] is None else backup["age_hours"]
+    return bool(backup["refuted"]) or (since is not None and since > BACKUP_HOURS)
+
+
+def _rounded(hours: Decimal | None) -> float | None:
+    return None if hours is None else round(float(hours), 1)
 
 
 def _report(status: str, checks: dict[str, Any]) -> dict[str, Any]:

@@ -15,16 +15,22 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import migrate
 import psycopg
 import pytest
+from local import pgtools
+from local.aws import CREDENTIALS
 from psycopg.rows import dict_row
-from tests import events_page
+from tests import backups, events_page
 from tests.databases import ROLES, Database, create_database, drop_database, on
 from tests.stripe_api import KEY as STRIPE_KEY
 from tests.stripe_api import FakeStripe
+
+from backplane import archives
+from backplane.archives import Bucket
 
 _numbers = itertools.count(1)
 
@@ -148,3 +154,26 @@ def stripe_path(
 
     monkeypatch.setattr(inbox, "unapplied_at", learn_and_ask)
     yield fake
+
+
+@pytest.fixture(scope="session")
+def pg_tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of pg_dump and pg_restore, as the pgtools layer has them."""
+    return pgtools.ensure(tmp_path_factory.mktemp("pgtools"))
+
+
+@pytest.fixture(scope="session")
+def aws_url() -> Iterator[str]:
+    with backups.moto() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(aws_url: str, pg_tools: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty one for backups, with versions, and the environment that finds it and the programs."""
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": aws_url, "PG_TOOLS": str(pg_tools)}.items():
+        monkeypatch.setenv(name, value)
+    made = Bucket(archives.client(), f"backups-{os.getpid()}-{next(_numbers)}")
+    made.client.create_bucket(Bucket=made.name)
+    made.client.put_bucket_versioning(Bucket=made.name, VersioningConfiguration={"Status": "Enabled"})
+    return made

@@ -18,7 +18,7 @@ class Settings(BaseSettings):
 
     # Database: either a whole URL (the laptop, tests) or its parts and a secret (AWS).
     database_url: SecretStr | None = None
-    database_direct_url: SecretStr | None = None  # around a pooler, for migrations
+    database_direct_url: SecretStr | None = None  # around a pooler, for migrations, backups and drills
     database_host: str = "localhost"
     database_port: int = 5432
     database_name: str = "backplane"
@@ -31,6 +31,19 @@ class Settings(BaseSettings):
     app_database_secret_arn: str | None = None
     system_database_secret_arn: str | None = None
     backup_database_secret_arn: str | None = None
+
+    # Backups, and the drill that restores the newest into a scratch database, here or on a server of its own.
+    backup_bucket: str | None = None
+    backup_snapshot_over_bytes: int = Field(default=20 * 1024**3, ge=0)  # a larger database gets a snapshot
+    backup_keep_daily: int = Field(default=7, ge=1)
+    backup_keep_weekly: int = Field(default=4, ge=0)
+    backup_keep_monthly: int = Field(default=12, ge=0)
+    database_cluster: str | None = None  # Aurora's; unset: there are no snapshots to take
+    drill_database_url: SecretStr | None = None
+    drill_database_host: str | None = None
+    drill_database_secret_arn: str | None = (
+        None  # {"username", "password"} of a login that may create databases
+    )
 
     # Senders.
     stripe_webhook_secret_arn: str | None = None
