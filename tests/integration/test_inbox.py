@@ -1,11 +1,6 @@
 """The inbox: each event once, whatever its order, its repetitions, its failures and its company."""
 
 import json
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,8 +9,8 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 from tests.databases import Database
+from tests.deliveries import processes
 from tests.senders import (
-    STRIPE_SECRET,
     checkout_session,
     clerk_user,
     invoice,
@@ -413,42 +408,6 @@ def balance(database: Database) -> int:
         account = connection.execute("SELECT available FROM credits.accounts").fetchone()
     assert account is not None
     return int(account["available"])
-
-
-def _enter(url: str, barrier: Any) -> None:
-    """A worker becomes a function's process, and stands ready with the others."""
-    from tests import senders
-
-    from backplane import secrets
-
-    os.environ |= {
-        "DATABASE_URL": url,
-        "STRIPE_WEBHOOK_SECRET_ARN": "stripe",
-        "CLERK_WEBHOOK_SECRET_ARN": "clerk",
-        "HASH_KEY_SECRET_ARN": "hash",
-    }
-    known = {"stripe": [STRIPE_SECRET], "clerk": [senders.CLERK_SECRET], "hash": {"key": "a key for hashes"}}
-    secrets.get = lambda arn, *, refresh=False: known[arn]
-    config.settings.cache_clear()
-    db.connection()
-    barrier.wait(60)
-
-
-def _post(event: dict[str, Any]) -> tuple[int, str]:
-    # A Stripe event has its id in its body. Clerk's is a header, and builders count in each process.
-    answer = post_stripe(event) if "id" in event else post_clerk(event, f"msg_{event['data']['id']}")
-    return answer.status, answer.body.get("status", "")
-
-
-@contextmanager
-def processes(
-    count: int, database: Database
-) -> Iterator[Callable[[list[dict[str, Any]]], list[tuple[int, str]]]]:
-    context = multiprocessing.get_context("forkserver")  # clean processes, and imported once for all
-    context.set_forkserver_preload(["tests.senders", "stripe_webhook", "clerk_webhook"])
-    barrier = context.Barrier(count)
-    with ProcessPoolExecutor(count, context, _enter, (database.system, barrier)) as pool:
-        yield lambda events: list(pool.map(_post, events, timeout=100))
 
 
 def test_one_event_delivered_ten_times_at_once_grants_once(
