@@ -124,14 +124,14 @@ class Clients:
     def __init__(self, count: int) -> None:
         context = multiprocessing.get_context("fork")
         self._pipes: list[Connection] = []
-        self._processes = []
+        self.processes = []
         for number in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, number), daemon=True)
+            self._pipes.append(ours)
+            process = context.Process(target=_serve, args=(theirs, self._pipes, number), daemon=True)
             process.start()
             theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
+            self.processes.append(process)
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +141,7 @@ class Clients:
     ) -> None:
         for pipe in self._pipes:
             pipe.close()  # the end of its tasks
-        for process in self._processes:
+        for process in self.processes:
             process.join(10)
             process.kill()
 
@@ -162,7 +162,9 @@ class Clients:
         return answers
 
 
-def _serve(pipe: Connection, number: int) -> None:
+def _serve(pipe: Connection, inherited: Sequence[Connection], number: int) -> None:
+    for other in inherited:
+        other.close()  # else the end of the process that gives the tasks would go unnoticed
     random.seed(number)
     session: Session | None = None
     while True:

@@ -17,7 +17,7 @@ from benchmarks.debit_clients import use
 
 BARE = "`ledger.debit`"
 WARM = 50
-ROUNDS = 600
+ROUNDS = 400
 
 
 def measure(database: Database, *, warm: int = WARM, rounds: int = ROUNDS) -> dict[str, list[float]]:

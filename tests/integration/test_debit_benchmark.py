@@ -1,5 +1,8 @@
 """The debit benchmark's own judge: it passes what is sound, and sees what is not."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -74,3 +77,25 @@ def test_a_debit_that_was_acknowledged_and_not_taken_stops_the_benchmark(opened:
     acknowledged = compete(opened)[LEDGER]
     with pytest.raises(RuntimeError, match="does not add up"):
         debit_books.judge(opened, {LEDGER: acknowledged + 1}, ACCOUNTS)
+
+
+# A process of its own: the clients are forked, which a test's threads do not bear.
+BRIEF = """
+from benchmarks.debit_clients import Clients
+with Clients(3) as clients:
+    processes = clients.processes
+print(*[process.exitcode for process in processes])
+"""
+
+
+def test_clients_end_by_themselves_when_nobody_gives_them_tasks() -> None:
+    paths = os.pathsep.join(path for path in sys.path if path)
+    ended = subprocess.run(
+        [sys.executable, "-c", BRIEF],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert ended.stdout.split() == ["0", "0", "0"]
