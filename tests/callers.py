@@ -13,6 +13,7 @@ import account
 import admin
 import billing
 import credits  # noqa: A004  the function of this name
+import generations
 import jwt
 import plans
 import projects
@@ -42,6 +43,7 @@ FUNCTIONS: dict[str, tuple[api.Router, api.Handler]] = {
     "/v1/plans": (plans.router, plans.handler),
     "/v1/projects": (projects.router, projects.handler),
     "/v1/invitations": (projects.router, projects.handler),
+    "/v1/generations": (generations.router, generations.handler),
 }
 
 

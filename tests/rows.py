@@ -142,6 +142,14 @@ INSERTS = {
         VALUES (%(organization)s, %(project)s, 'eve@example.com', 'viewer',
                 sha256(convert_to(%(n)s::text, 'UTF8')), now())
     """,
+    "projects.generations": """
+        INSERT INTO projects.generations
+            (organization_id, project_id, agent_type, prompt, hold_id, counted_at, lock_token_hash,
+             lock_expires_at)
+        SELECT %(organization)s, %(project)s, 'frontend', 'Make it blue', id, now(), sha256('token'), now()
+        FROM credits.holds
+        WHERE organization_id = %(organization)s
+    """,
     "platform.webhook_inbox": """
         INSERT INTO platform.webhook_inbox
             (provider, event_id, event_type, body, status, organization_id, occurred_at)

@@ -13,7 +13,7 @@ from project_views import ProjectDetails, PublicProject
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from backplane import access, db, limits, outbox, subscriptions
+from backplane import access, db, leases, limits, outbox, subscriptions
 from backplane.auth import Caller
 from backplane.problems import Conflict, Forbidden, Unprocessable
 
@@ -28,7 +28,12 @@ COLUMNS = """
         SELECT 1
         FROM projects.favorites AS f
         WHERE f.project_id = p.id AND f.user_id = %(user_id)s
-    ) AS is_favorite
+    ) AS is_favorite,
+    EXISTS (
+        SELECT 1
+        FROM projects.generations AS g
+        WHERE g.project_id = p.id AND g.status = 'in_progress' AND g.lock_expires_at > clock_timestamp()
+    ) AS update_in_progress
 """
 _SETTINGS = frozenset({"config", "last_entry_id", "generated_path", "repository_url"})
 _OWN = frozenset({"title", "description", "slug", "status", "features", "tags"})
@@ -258,10 +263,13 @@ def _template(template: Template | None) -> dict[str, Any]:
 # ---- the end, and back ----
 
 
-def delete(tx: db.Tx, project_id: UUID) -> None:
-    """Softly: it is gone from every list and search, and can be restored. Raises NotFound."""
+def delete(tx: db.Tx, caller: Caller, project_id: UUID) -> None:
+    """Softly: it is gone from every list and search, and can be restored; a generation in progress
+    ends. Raises NotFound.
+    """
     project = _counted(tx, project_id, deleted=False)
     limits.give_back(tx, project["organization_id"], LIMITS[project["kind"]])
+    leases.abandon(tx, project_id, "The project was deleted.", actor=caller.actor)
     changed = tx.execute(
         "UPDATE projects.projects SET deleted_at = clock_timestamp() WHERE id = %s AND deleted_at IS NULL",
         [project_id],

@@ -63,6 +63,7 @@ class PublicProject(BaseModel):
 
 class Project(PublicProject):
     is_favorite: bool  # the caller's; never a key's
+    update_in_progress: bool  # a generation has its lock
     message_count: int
     forked_from: UUID | None
     deployed_at: datetime | None

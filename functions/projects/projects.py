@@ -83,7 +83,7 @@ def change(project_id: UUID, body: Changes, caller: api.Caller, tx: api.Tx) -> P
 @router.delete("/v1/projects/<project_id>", scope="projects:write")
 def delete(project_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
     access.enter_as_manager(tx, caller, project_id)
-    project_rows.delete(tx, project_id)
+    project_rows.delete(tx, caller, project_id)
 
 
 @router.post("/v1/projects/<project_id>/restore", scope="projects:write")

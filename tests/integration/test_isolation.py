@@ -47,6 +47,18 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/projects/<project_id>/shares"): {"email": "eve@example.com"},
     ("DELETE", "/v1/projects/<project_id>/shares/<share_id>"): {},
     ("POST", "/v1/invitations/accept"): {"token": "bpi_project_" + "0" * 43},
+    ("POST", "/v1/projects/<project_id>/generations"): {
+        "agent_type": "backend",
+        "prompt": "of ada",
+        "operation": "ai_text_chat",
+    },
+    ("POST", "/v1/generations/<generation_id>/heartbeat"): {"lock_token": "x"},
+    ("POST", "/v1/generations/<generation_id>/fail"): {"lock_token": "x", "error_message": "x"},
+    ("POST", "/v1/generations/<generation_id>/complete"): {
+        "lock_token": "x",
+        "response": "of ada",
+        "tokens_used": 1,
+    },
     ("POST", "/v1/projects/<project_id>/messages"): {"role": "user", "content": "of ada"},
 }
 QUERIES = {"/v1/projects/search": {"q": "of bob"}}

@@ -101,6 +101,7 @@ def test_a_new_project_has_what_it_was_sent_and_nothing_more(app_db: Database, a
         "tags": ["health", "beta"],
         "is_public": True,  # the free plan has no private ones
         "is_favorite": False,
+        "update_in_progress": False,
         "message_count": 0,
         "forked_from": None,
         "deployment_url": None,

@@ -32,6 +32,7 @@ LOGINS = {
     "backup": "backplane_backup",
     "clerk_webhook": "backplane_system",
     "credits": "backplane_app",
+    "generations": "backplane_app",
     "health": "backplane_system",
     "ledger_audit": "backplane_system",
     "maintenance": "backplane_system",
@@ -43,6 +44,7 @@ LOGINS = {
     "projects": "backplane_app",
     "stripe_reconciliation": "backplane_system",
     "stripe_webhook": "backplane_system",
+    "sweeper": "backplane_system",
     "webhook_worker": "backplane_system",
 }
 SECRET_OF = {

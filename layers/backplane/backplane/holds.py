@@ -181,3 +181,19 @@ def release(
             raise NotFound("This organisation has no such hold.")
         case outcome:
             raise ledger.refusal(outcome)
+
+
+def overdue(tx: db.Tx, *, limit: int) -> list[UUID]:
+    """Organisations with open holds that have expired."""
+    rows = tx.execute(
+        """
+        SELECT organization_id
+        FROM credits.holds
+        WHERE state = 'open' AND expires_at <= clock_timestamp()
+        GROUP BY organization_id
+        ORDER BY min(expires_at)
+        LIMIT %s
+        """,
+        [limit],
+    ).fetchall()
+    return [row["organization_id"] for row in rows]

@@ -1,0 +1,96 @@
+"""Generations: a model at work on a project, started by its people and ended by the servers that run it."""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+from backplane import access, api, leases
+from backplane import generations as stored
+from backplane.messages import NewMessage
+
+MAX_TOKENS = 1_000_000_000
+MAX_MESSAGES = 100
+
+router = api.Router()
+
+LockToken = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class NewGeneration(api.Body):
+    agent_type: stored.AgentType
+    prompt: str = Field(min_length=1, max_length=100_000, pattern=r"\S")
+    operation: str = Field(min_length=1, max_length=63)
+    quantity: int = Field(default=1, ge=1, le=1_000_000)
+
+
+class Completion(api.Body):
+    lock_token: LockToken
+    response: str = Field(max_length=500_000)
+    tokens_used: int = Field(ge=0, le=MAX_TOKENS)
+    messages: list[NewMessage] = Field(default_factory=list, max_length=MAX_MESSAGES)
+
+
+class Failure(api.Body):
+    lock_token: LockToken
+    error_message: str = Field(min_length=1, max_length=10_000, pattern=r"\S")
+
+
+class Heartbeat(api.Body):
+    lock_token: LockToken
+    last_entry_id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+
+class Lease(BaseModel):
+    lock_expires_at: datetime
+
+
+@router.post(
+    "/v1/projects/<project_id>/generations",
+    scope="credits:spend",
+    status_code=201,
+    shown_once=("lock_token",),
+)
+def start(project_id: UUID, body: NewGeneration, caller: api.Caller, tx: api.Tx) -> leases.Started:
+    found = access.enter(tx, caller, project_id, "credits:spend")
+    work = leases.Work(**body.model_dump())
+    return leases.start(tx, found, caller, work)
+
+
+@router.get("/v1/projects/<project_id>/generations", scope="read")
+def generations(
+    project_id: UUID, caller: api.Caller, tx: api.Tx, limit: api.Limit = 20, cursor: api.Cursor = None
+) -> api.Page[stored.Generation]:
+    access.enter(tx, caller, project_id, "read")
+    before = api.decode_cursor(cursor, UUID)
+    found = stored.newest(tx, project_id, before=before, limit=limit + 1)
+    return api.page(found, limit, lambda last: last.id)
+
+
+@router.get("/v1/generations/<generation_id>", scope="read")
+def generation(generation_id: UUID, caller: api.Caller, tx: api.Tx) -> stored.Generation:
+    access.enter(tx, caller, stored.project_of(tx, generation_id), "read")
+    return stored.read(tx, generation_id)
+
+
+@router.post("/v1/generations/<generation_id>/heartbeat", scope="generations:finish")
+def heartbeat(generation_id: UUID, body: Heartbeat, caller: api.Caller, tx: api.Tx) -> Lease:
+    expires_at = leases.heartbeat(
+        tx, caller, generation_id, body.lock_token, last_entry_id=body.last_entry_id
+    )
+    return Lease(lock_expires_at=expires_at)
+
+
+@router.post("/v1/generations/<generation_id>/complete", scope="generations:finish")
+def complete(generation_id: UUID, body: Completion, caller: api.Caller, tx: api.Tx) -> stored.Generation:
+    result = leases.Result(response=body.response, tokens_used=body.tokens_used, messages=body.messages)
+    return leases.complete(tx, caller, generation_id, body.lock_token, result)
+
+
+@router.post("/v1/generations/<generation_id>/fail", scope="generations:finish")
+def fail(generation_id: UUID, body: Failure, caller: api.Caller, tx: api.Tx) -> stored.Generation:
+    return leases.fail(tx, caller, generation_id, body.lock_token, body.error_message)
+
+
+handler = api.lambda_handler(router)

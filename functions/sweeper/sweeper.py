@@ -1,0 +1,52 @@
+"""Each minute: what was begun and not ended in time is given up, so that it blocks and costs nobody."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from backplane import audits, db, holds, leases, outbox
+from backplane.problems import Problem
+
+BATCH = 500  # of each kind; what is more comes the next minute
+MARGIN = 5.0  # seconds kept back to finish what was begun
+
+logger = Logger()
+
+
+@logger.inject_lambda_context(clear_state=True)
+def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001  a schedule says nothing
+    """Answers {ok, generations, accounts}: how many were given up, and how many had holds to free.
+
+    `ok` is false where one could not be: the log says why, and the next minute tries again.
+    """
+    remaining = context.get_remaining_time_in_millis() / 1000
+    db.set_deadline(remaining)
+    ends = time.monotonic() + remaining - MARGIN
+    lapsed = db.run(lambda tx: leases.lapsed(tx, limit=BATCH))
+    given_up = _each(lapsed, lambda generation_id: db.run(lambda tx: leases.give_up(tx, generation_id)), ends)
+    overdue = db.run(lambda tx: holds.overdue(tx, limit=BATCH))
+    booked = _each(overdue, audits.book_due, ends)
+    outbox.poke()
+    return {
+        "ok": len(given_up) == len(lapsed) and len(booked) == len(overdue),
+        "generations": sum(given_up),
+        "accounts": sum(booked),
+    }
+
+
+def _each(ids: list[UUID], work: Callable[[UUID], bool], ends: float) -> list[bool]:
+    """What `work` answered for those it could be done for: one's trouble must not stop the others."""
+    done = []
+    for each in ids:
+        if time.monotonic() > ends:
+            break
+        try:
+            done.append(work(each))
+        except (psycopg.Error, Problem):
+            logger.exception("not given up", id=str(each))
+    return done
