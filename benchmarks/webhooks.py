@@ -66,7 +66,7 @@ class Lane(Protocol):
 @dataclass
 class Way:
     name: str
-    lanes: list[Lane]
+    lanes: Sequence[Lane]
     rounds: list[tuple[float, list[float]]] = field(default_factory=list)  # (events a second, seconds each)
 
     def measure(self, parts: Sequence[Sequence[Any]]) -> None:

@@ -1,7 +1,7 @@
 """One subscription state for Stripe and Clerk: what an organisation pays for, and what it gets."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -149,7 +149,7 @@ def save(tx: db.Tx, state: Subscription, *, as_of: str, fetched_at: datetime | N
               END
         RETURNING id
         """,
-        asdict(state) | {"as_of": as_of, "fetched_at": fetched_at},
+        _columns(state) | {"as_of": as_of, "fetched_at": fetched_at},
     ).fetchone()
     if row is None:
         return False
@@ -199,7 +199,7 @@ def record(tx: db.Tx, event: HistoryEvent) -> None:
                %(occurred_at)s, %(metadata)s
         ON CONFLICT (provider, provider_event_id) DO NOTHING
         """,
-        asdict(event) | {"metadata": Jsonb(dict(event.metadata))},
+        _columns(event) | {"metadata": Jsonb(dict(event.metadata))},
     )
 
 
@@ -315,6 +315,11 @@ def pays(tx: db.Tx, provider: str, organization_id: UUID) -> bool:
 def cancels_at_period_end(flag: bool, cancel_at: datetime | None) -> bool:
     """Stripe's flexible billing sets `cancel_at` and leaves the flag false."""
     return flag or cancel_at is not None
+
+
+def _columns(row: Subscription | HistoryEvent) -> dict[str, Any]:
+    """By name, as they are: `asdict` would copy each value, at a twentieth of an event's whole cost."""
+    return {column.name: getattr(row, column.name) for column in fields(row)}
 
 
 def _text(moment: datetime | None) -> str | None:
