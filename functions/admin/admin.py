@@ -1,15 +1,17 @@
-"""What platform admins do: webhooks looked at and replayed, users, the audit log, service keys."""
+"""What platform admins do: webhooks replayed, users, the audit log, service keys, plans and prices."""
 
 from typing import Annotated
 from uuid import UUID
 
+import feature_costs
 import people
+import price_list
 import service_keys
 import webhook_rows
 from aws_lambda_powertools.event_handler.openapi.params import Query
 from pydantic import BaseModel
 
-from backplane import api, audit_log, db, inbox_upkeep
+from backplane import api, audit_log, db, inbox_upkeep, ledger
 from backplane.inbox import Provider, Status
 from backplane.senders import SENDERS
 
@@ -94,6 +96,39 @@ def list_service_keys(
 @router.delete("/v1/admin/service-keys/<key_id>", scope="admin")
 def revoke_service_key(key_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
     service_keys.revoke(tx, key_id, caller)
+
+
+@router.get("/v1/admin/plans", scope="admin")
+def list_plans(
+    tx: api.Tx, *, limit: api.Limit = 20, cursor: api.Cursor = None
+) -> api.Page[price_list.StoredPlan]:
+    """In order of their keys."""
+    after = api.decode_cursor(cursor, str)
+    return api.page(price_list.listed(tx, after=after, limit=limit + 1), limit, lambda last: last.key)
+
+
+@router.post("/v1/admin/plans", scope="admin", status_code=201)
+def create_plan(
+    body: price_list.NewPlan, caller: api.Caller, tx: api.Tx
+) -> api.Response[price_list.StoredPlan]:
+    return api.answer(price_list.create(tx, body, caller), status_code=201)
+
+
+@router.patch("/v1/admin/plans/<plan_key>", scope="admin")
+def change_plan(
+    plan_key: str, body: price_list.PlanFields, caller: api.Caller, tx: api.Tx
+) -> price_list.StoredPlan:
+    return price_list.change(tx, plan_key, body, caller)
+
+
+@router.get("/v1/admin/feature-costs", scope="admin")
+def costs(tx: api.Tx) -> dict[str, int]:
+    return ledger.costs(tx)
+
+
+@router.put("/v1/admin/feature-costs", scope="admin")
+def replace_costs(body: feature_costs.FeatureCosts, caller: api.Caller, tx: api.Tx) -> dict[str, int]:
+    return feature_costs.replace(tx, body, caller)
 
 
 handler = api.lambda_handler(router)
