@@ -206,7 +206,7 @@ def _replace_prices(tx: Tx, plan_id: UUID, prices: list[NewPrice]) -> None:
         )
 
 
-def _write(tx: Tx, query: sql.Composable, params: Mapping[str, Any]) -> None:
+def _write(tx: Tx, query: sql.SQL | sql.Composed, params: Mapping[str, Any]) -> None:
     """Raises Conflict where what is written, or not written, is another plan's already."""
     try:
         written = tx.execute(query, params)
