@@ -70,6 +70,8 @@ def _is(value: object, kind: str | None) -> bool:
             return isinstance(value, str) and value != ""
         case "integer":
             return type(value) is int
+        case "object":
+            return isinstance(value, dict)
         case "boolean":
             return type(value) is bool
         case "UUID":

@@ -178,6 +178,10 @@ INSERTS = {
         VALUES ('backup_20260101_00000' || %(n)s, 'dump', 'backups/a.dump.zst', 'backups/a.json', 1, 1,
                 repeat('0', 64), now(), now())
     """,
+    "platform.erasures": """
+        INSERT INTO platform.erasures (user_id, organization_id, actor, erased)
+        VALUES (%(user)s, %(organization)s, 'clerk', '{}')
+    """,
     "platform.audit_log": """
         INSERT INTO platform.audit_log (organization_id, actor, action, target)
         VALUES (%(organization)s, 'system', 'user.created', 'user:1')

@@ -78,6 +78,15 @@ def audit(
     return api.page(items, limit, lambda last: last.id)
 
 
+@router.get("/v1/admin/erasures", scope="admin")
+def erasures(
+    tx: api.Tx, *, limit: api.Limit = 20, cursor: api.Cursor = None
+) -> api.Page[people.ErasureReport]:
+    """What was erased of deleted users: numbers and pseudonymous ids."""
+    before = api.decode_cursor(cursor, UUID)
+    return api.page(people.newest_erasures(tx, before=before, limit=limit + 1), limit, lambda last: last.id)
+
+
 @router.post("/v1/admin/service-keys", scope="admin", status_code=201, shown_once=("key",))
 def create_service_key(
     body: service_keys.NewServiceKey, caller: api.Caller, tx: api.Tx

@@ -1,4 +1,4 @@
-"""Users, and the record of who did what, newest first."""
+"""Users, the record of who did what, and of who was erased, newest first."""
 
 from datetime import datetime
 from typing import Any
@@ -28,6 +28,15 @@ class AuditEntry(BaseModel):
     action: str
     target: str
     details: dict[str, Any]
+    created_at: datetime
+
+
+class ErasureReport(BaseModel):
+    id: UUID
+    user_id: UUID
+    organization_id: UUID | None  # his personal one
+    actor: str
+    erased: dict[str, int]  # rows by table
     created_at: datetime
 
 
@@ -64,3 +73,17 @@ def newest_entries(
         {"organization_id": organization_id, "before": before, "limit": limit},
     ).fetchall()
     return [AuditEntry.model_validate(row) for row in rows]
+
+
+def newest_erasures(tx: db.Tx, *, before: UUID | None, limit: int) -> list[ErasureReport]:
+    rows = tx.execute(
+        """
+        SELECT id, user_id, organization_id, actor, erased, created_at
+        FROM platform.erasures
+        WHERE %(before)s::uuid IS NULL OR id < %(before)s
+        ORDER BY id DESC
+        LIMIT %(limit)s
+        """,
+        {"before": before, "limit": limit},
+    ).fetchall()
+    return [ErasureReport.model_validate(row) for row in rows]

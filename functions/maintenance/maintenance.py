@@ -10,7 +10,7 @@ from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from backplane import db, idempotency, inbox_upkeep, outbox
+from backplane import db, erasure, idempotency, inbox_upkeep, outbox
 from backplane.config import settings
 from backplane.problems import Unavailable
 
@@ -38,6 +38,7 @@ TASKS = (
         "published_events",
         lambda tx, limit: outbox.purge(tx, days=settings().published_event_days, limit=limit),
     ),
+    Task("late_bodies_of_the_erased", lambda tx, limit: erasure.forget_late_bodies(tx, limit=limit)),
     Task("idempotency_keys", lambda tx, limit: idempotency.purge(tx, limit=limit)),
 )
 

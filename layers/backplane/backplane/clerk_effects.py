@@ -1,13 +1,18 @@
 """Clerk's events: how they are read back, whose they are, and which function applies which."""
 
+import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from backplane import clerk_billing, clerk_organizations, clerk_users, inbox, requests
 from backplane.clerk_objects import moment
 from backplane.config import settings
 from backplane.db import Tx
 from backplane.inbox import Event, Outcome
+
+_USER_ID = re.compile(r"user_[A-Za-z0-9_-]{1,64}")
 
 
 def _ours(effect: inbox.Effect) -> inbox.Effect:
@@ -59,8 +64,10 @@ def parse(event_id: str, body: bytes) -> Event:
 
     Raises InvalidPayload where it has no envelope to record it by.
     """
-    data, defect = requests.parse_event(body)
-    event_type = requests.envelope_text(data, "type")
+    told, defect = requests.parse_event(body)
+    event_type = requests.envelope_text(told, "type")
+    # Who did it, from which address and with what: nothing here is of use to us.
+    data = {name: value for name, value in told.items() if name != "event_attributes"}
     try:
         occurred_at = moment(data.get("timestamp"))
     except ValueError:
@@ -71,6 +78,33 @@ def parse(event_id: str, body: bytes) -> Event:
         type=event_type,
         occurred_at=occurred_at or datetime.now(UTC),
         data=data,
-        body=body,
+        body=_kept(event_type, data, body, told=told),
+        person=_person(event_type, data.get("data")),
         defect=defect,
     )
+
+
+def _kept(event_type: str, data: Mapping[str, Any], body: bytes, *, told: Mapping[str, Any]) -> bytes | None:
+    """What the inbox keeps of a body. Of kinds without effect, nothing: there are sign-in codes, sessions
+    and other people's addresses among them.
+    """
+    if event_type not in EFFECTS:
+        return None
+    return body if data == told else json.dumps(data).encode()
+
+
+def _person(event_type: str, data: object) -> str | None:
+    """Clerk's id of the user whose name, address or picture an event carries."""
+    match event_type.partition(".")[0], data:
+        case "user", {"id": str(user_id)}:
+            pass
+        case "organizationMembership", {"public_user_data": {"user_id": str(user_id)}}:
+            pass
+        case (
+            ("subscription" | "subscriptionItem" | "paymentAttempt"),
+            {"payer": {"user_id": str(user_id)} as payer},
+        ) if not payer.get("organization_id"):
+            pass
+        case _:
+            return None
+    return user_id if _USER_ID.fullmatch(user_id) else None

@@ -5,9 +5,7 @@ Invitations have no effect here: Clerk keeps and sends its own, and who accepts 
 
 from uuid import UUID
 
-from psycopg.types.json import Jsonb
-
-from backplane import identity, inbox, members, outbox
+from backplane import audit_log, identity, inbox, members, outbox
 from backplane.clerk_objects import DeletedOrganization, Membership, Organization, as_of, read
 from backplane.db import Tx
 from backplane.inbox import Event, Outcome, Park, Quarantine
@@ -57,12 +55,13 @@ def organization_deleted(tx: Tx, event: Event) -> Outcome:
     organization_id: UUID = row["id"]
     identity.close(tx, organization_id)
     members.clear(tx, organization_id)
-    tx.execute(
-        """
-        INSERT INTO platform.audit_log (organization_id, actor, action, target, details)
-        VALUES (%s, 'clerk', 'organization.deleted', %s, %s)
-        """,
-        [organization_id, f"organization:{organization_id}", Jsonb({"event_id": event.id})],
+    audit_log.write(
+        tx,
+        "organization.deleted",
+        actor="clerk",
+        target=f"organization:{organization_id}",
+        organization_id=organization_id,
+        details={"event_id": event.id},
     )
     _tell(tx, "organization.deleted", organization_id)
     return Outcome("processed", None, organization_id, (subject,))

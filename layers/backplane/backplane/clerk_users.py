@@ -2,11 +2,10 @@
 
 from datetime import timedelta
 
-from psycopg.types.json import Jsonb
-
-from backplane import identity, inbox, members, outbox
+from backplane import audit_log, erasure, identity, inbox, members, outbox
 from backplane.clerk_objects import DeletedUser, User, as_of, read
 from backplane.db import Tx
+from backplane.erasure import Person
 from backplane.inbox import Event, Outcome
 
 
@@ -38,8 +37,7 @@ def user_deleted(tx: Tx, event: Event) -> Outcome:
         INSERT INTO identity.users AS u (clerk_id, is_active, deleted_at)
         VALUES (%(clerk_id)s, false, %(deleted_at)s)
         ON CONFLICT (clerk_id) DO UPDATE
-        SET email = NULL, username = NULL, first_name = NULL, last_name = NULL, image_url = NULL,
-            password_hash = NULL, is_active = false, locked_until = NULL, deleted_at = EXCLUDED.deleted_at
+        SET is_active = false, deleted_at = EXCLUDED.deleted_at
         WHERE u.deleted_at IS NULL
         RETURNING id
         """,
@@ -48,13 +46,15 @@ def user_deleted(tx: Tx, event: Event) -> Outcome:
     if row is None:
         return Outcome("stale", "the user was deleted before")
     organization_id = identity.close_personal_organization(tx, row["id"], event.occurred_at)
+    erasure.erase(tx, Person(row["id"], user.id, organization_id), actor="clerk")
     members.leave_all(tx, row["id"])
-    tx.execute(
-        """
-        INSERT INTO platform.audit_log (organization_id, actor, action, target, details)
-        VALUES (%s, 'clerk', 'user.deleted', %s, %s)
-        """,
-        [organization_id, f"user:{row['id']}", Jsonb({"event_id": event.id})],
+    audit_log.write(
+        tx,
+        "user.deleted",
+        actor="clerk",
+        target=f"user:{row['id']}",
+        organization_id=organization_id,
+        details={"event_id": event.id},
     )
     outbox.append(tx, "user.deleted", organization_id=organization_id, payload={"user_id": str(row["id"])})
     return Outcome("processed", None, organization_id, (subject,))

@@ -13,6 +13,9 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.I
 class Gone(inbox.Quarantine):
     """Whom a reference names was deleted, or never was."""
 
+    def __init__(self, reference: str, organization_id: UUID | None) -> None:
+        super().__init__(f"the organisation of {reference} does not exist any more", organization_id)
+
 
 def subject(provider: str, customer_id: str) -> str:
     """The name under which events wait for a customer to be linked, and the name of his lock."""
@@ -110,6 +113,6 @@ def organization_named(tx: db.Tx, reference: str) -> UUID:
     if row is None and waiting_for is not None:
         raise inbox.Park(waiting_for, f"{reference} is not known yet")
     if row is None or row["id"] is None or row["deleted_at"] is not None:
-        raise Gone(f"the organisation of {reference} does not exist any more")
+        raise Gone(reference, None if row is None else row["id"])
     organization_id: UUID = row["id"]
     return organization_id

@@ -124,7 +124,7 @@ def close_personal_organization(tx: db.Tx, user_id: UUID, at: datetime) -> UUID 
     row = tx.execute(
         """
         UPDATE tenancy.organizations
-        SET name = 'Deleted', deleted_at = %s
+        SET deleted_at = %s
         WHERE personal_user_id = %s
         RETURNING id
         """,

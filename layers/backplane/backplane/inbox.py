@@ -47,14 +47,15 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A verified event. `data` is the parsed body, `body` the bytes that were signed."""
+    """A verified event. `data` is the parsed body, `body` what is kept of it to apply it again."""
 
     provider: Provider
     id: str
     type: str
     occurred_at: datetime
     data: Mapping[str, Any]
-    body: bytes
+    body: bytes | None
+    person: str | None = None  # Clerk's id of the user whom the body tells of
     defect: str | None = None  # why it can never be applied, where its envelope shows that already
     fetched: Fetched | None = None  # None: the event's own word is all there is
 
@@ -98,6 +99,10 @@ class Park(Exception):  # noqa: N818  an outcome, not an error
 
 class Quarantine(Exception):  # noqa: N818
     """The event can never be applied."""
+
+    def __init__(self, reason: str, organization_id: UUID | None = None) -> None:
+        super().__init__(reason)
+        self.organization_id = organization_id
 
 
 class _Settled(Exception):  # noqa: N818
@@ -167,7 +172,14 @@ def _apply(tx: db.Tx, event: Event, senders: Senders, *, anew: bool = False) -> 
     except Park as park:
         return _record(tx, event, "parked", reason=park.reason, waiting_for=park.waiting_for, anew=anew)
     except Quarantine as quarantine:
-        return _record(tx, event, "quarantined", reason=str(quarantine), anew=anew)
+        return _record(
+            tx,
+            event,
+            "quarantined",
+            reason=str(quarantine),
+            organization_id=quarantine.organization_id,
+            anew=anew,
+        )
     return _conclude(tx, event, outcome, senders, anew)
 
 
@@ -271,6 +283,7 @@ def _record(
             "id": event.id,
             "type": event.type,
             "body": event.body,
+            "person": event.person,
             "occurred_at": event.occurred_at,
             "status": status,
             "reason": reason,
@@ -300,17 +313,29 @@ def _rest(attempts: str) -> str:
 
 _ATTEMPTS = "CASE WHEN %(anew)s THEN 1 ELSE inbox.attempts + 1 END"
 _DEAD = f"EXCLUDED.status = 'failed' AND {_ATTEMPTS} >= %(most)s"
+# What is settled about a person who was erased, or about his own organisation, is kept without its body.
+_ERASED = """
+    NOT %(waits)s AND (
+        EXISTS (SELECT 1 FROM identity.users WHERE clerk_id = %(person)s AND deleted_at IS NOT NULL)
+        OR EXISTS (
+            SELECT 1
+            FROM tenancy.organizations
+            WHERE id = %(organization_id)s AND personal_user_id IS NOT NULL AND deleted_at IS NOT NULL
+        )
+    )
+"""
 _RECORD = f"""
     INSERT INTO platform.webhook_inbox AS inbox
-        (provider, event_id, event_type, body, status, reason, waiting_for, organization_id, error,
+        (provider, event_id, event_type, body, person, status, reason, waiting_for, organization_id, error,
          occurred_at, received_at, processed_at, next_attempt_at)
     VALUES
-        (%(provider)s, %(id)s, %(type)s, %(body)s, %(status)s, %(reason)s, %(waiting_for)s,
-         %(organization_id)s, %(error)s, %(occurred_at)s, now(),
+        (%(provider)s, %(id)s, %(type)s, CASE WHEN NOT ({_ERASED}) THEN %(body)s::bytea END, %(person)s,
+         %(status)s, %(reason)s, %(waiting_for)s, %(organization_id)s, %(error)s, %(occurred_at)s, now(),
          CASE WHEN NOT %(waits)s THEN clock_timestamp() END,
          CASE WHEN %(waits)s THEN clock_timestamp() + {_rest("1")} END)
     ON CONFLICT (provider, event_id) DO UPDATE
     SET status = CASE WHEN {_DEAD} THEN 'dead' ELSE EXCLUDED.status END,
+        body = CASE WHEN EXCLUDED.body IS NOT NULL THEN inbox.body END,
         reason = EXCLUDED.reason,
         waiting_for = EXCLUDED.waiting_for,
         organization_id = coalesce(EXCLUDED.organization_id, inbox.organization_id),
