@@ -65,9 +65,9 @@ class Story:
     def get(self, path: str, user: str | None = None) -> Answer:
         return self.request("GET", path, headers={"authorization": f"Bearer {self.token(user or self.user)}"})
 
-    def debit(self, key: str, quantity: int = 1) -> Answer:
+    def debit(self, key: str, quantity: int = 1, user: str | None = None) -> Answer:
         body = json.dumps({"operation": "ai_image_generation", "quantity": quantity}).encode()
-        headers = {"authorization": f"Bearer {self.token(self.user)}", "idempotency-key": key}
+        headers = {"authorization": f"Bearer {self.token(user or self.user)}", "idempotency-key": key}
         return self.request("POST", "/v1/credits/debits", body, headers)
 
     def clerk(self, kind: str, data: Mapping[str, Any]) -> Answer:
@@ -128,8 +128,19 @@ class Story:
             "payment_status": "paid",
             "customer": f"cus_{user}",
             "client_reference_id": user,
+            "payment_intent": f"pi_{session}",
+            "amount_total": 2000,
             "metadata": {"pack_id": "pack_500"},
         }
+
+    def charge(self, session: str, *, refunded: int) -> dict[str, Any]:
+        """The pack's charge, of which so much was refunded in all."""
+        names = {"id": f"ch_{session}", "payment_intent": f"pi_{session}"}
+        return names | {"amount": 2000, "amount_captured": 2000, "amount_refunded": refunded}
+
+    def dispute(self, session: str, status: str) -> dict[str, Any]:
+        names = {"charge": f"ch_{session}", "payment_intent": f"pi_{session}"}
+        return {"id": f"du_{session}", "amount": 2000, "status": status, "reason": "fraudulent", **names}
 
     def rows(self, query: str, *params: Any) -> list[dict[str, Any]]:
         with psycopg.connect(self.stack.admin_database_url, row_factory=dict_row) as connection:
@@ -263,6 +274,37 @@ def come_before_a_token(story: Story) -> str:
     return "outbox, bus, queue, worker: processed"
 
 
+def refund_a_pack(story: Story) -> str:
+    other = f"{story.user}b"  # he has 600: 100 of the sign-up, 500 of the pack
+    half = story.event("charge.refunded", story.charge(f"cs_{other}", refunded=1000), at=30)
+    whole = story.event("charge.refunded", story.charge(f"cs_{other}", refunded=2000), at=40)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(story.stripe, [whole, half, half, whole]))
+    expect("the balance", story.balance(other), 100)
+    lost = {"id": f"re_{other}", "amount": 1000, "status": "failed", "payment_intent": f"pi_cs_{other}"}
+    failed = story.event("refund.failed", lost | {"created": story.started + 40}, at=50)
+    expect("the failure", story.stripe(failed).body["status"], "processed")
+    expect("the balance", story.balance(other), 350)
+    return "in two parts, told out of order: -500; the second fails: +250"
+
+
+def dispute_a_pack(story: Story) -> str:
+    other = f"{story.user}c"
+    session = f"cs_{other}"
+    spent = story.debit("before the dispute", 100, user=other)  # 500 of his 600
+    expect("the debit", spent.status, 201)
+    withdrawn = story.event("charge.dispute.funds_withdrawn", story.dispute(session, "needs_response"), at=30)
+    expect("the withdrawal", story.stripe(withdrawn).body["status"], "processed")
+    owed = story.get("/v1/credits", other).body
+    expect("available and owed", (owed["available"], owed["debt"]), (0, 400))
+    for kind in ("closed", "funds_reinstated"):
+        won = story.event(f"charge.dispute.{kind}", story.dispute(session, "won"), at=60)
+        expect(kind, story.stripe(won).body["status"], "processed")
+    back = story.get("/v1/credits", other).body
+    expect("available and owed", (back["available"], back["debt"]), (100, 0))
+    return "500 go, of which 400 were spent and are owed; won: all is back, once"
+
+
 def look_next_door(story: Story) -> str:
     theirs = story.get("/v1/me").body["organization"]["id"]
     stranger = {"authorization": f"Bearer {story.token(story.user + 'd')}", "x-organization-id": theirs}
@@ -328,6 +370,8 @@ STORY = (
     Row("a forged event", forge),
     Row("an event before its user", come_early),
     Row("an event before a user whom a token makes", come_before_a_token),
+    Row("a refund in parts, one of which fails", refund_a_pack),
+    Row("a dispute, and it is won", dispute_a_pack),
     Row("another organisation is asked for", look_next_door),
     Row("the books are read", add_up),
     Row("is all well?", be_well),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.databases import Database
+from tests.kills import Killed, at_statement, end_the_session
 from tests.ledgers import assert_books_balance, debit
 from tests.payers import PRO, SIGN_UP, Customer, linked_customer, new_customer, organization, rows, status
 from tests.senders import (
@@ -23,6 +24,8 @@ from tests.senders import (
     refund,
     stripe_event,
 )
+
+from backplane import db
 
 pytestmark = pytest.mark.usefixtures("webhook_secrets")
 
@@ -460,3 +463,42 @@ def test_a_life_of_refunds_and_disputes_ends_alike_in_every_order(system_db: Dat
         assert account(system_db, customer) == (SIGN_UP + 375 + 900, 0), [e["type"] for e in events]
     left = rows(system_db, "SELECT DISTINCT status::text FROM platform.webhook_inbox")
     assert {row["status"] for row in left} <= {"processed", "stale"}
+
+
+# ---- killed anywhere ----
+
+
+@pytest.mark.parametrize("last", ["refund", "dispute won", "pack"])
+def test_a_process_killed_before_any_statement_has_taken_and_restored_nothing_or_all(
+    system_db: Database, last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pack comes last too: what waited for it is applied in the transaction that makes it."""
+
+    def strike() -> None:
+        end_the_session(system_db)
+        raise Killed
+
+    for number in itertools.count(1):
+        customer = linked_customer()
+        bought = Bought(customer, "pack", 2000)
+        paid = customer.pack(payment_intent=bought.intent, amount_total=2000)
+        withdrawn = bought.dispute("funds_withdrawn", "needs_response")
+        events, left = {
+            "refund": ([paid, withdrawn, bought.refunded(500)], 0),
+            "dispute won": ([paid, bought.refunded(500), withdrawn, bought.dispute("closed", "won")], 375),
+            "pack": ([withdrawn, bought.refunded(500), bought.dispute("closed", "won"), paid], 375),
+        }[last]
+        for event in events[:-1]:
+            status(event)
+        with at_statement(number, strike, monkeypatch) as said:
+            try:
+                post_stripe(events[-1])
+            except Killed:
+                db.reset()
+        assert post_stripe(events[-1]).body["status"] in {"processed", "duplicate"}
+        assert account(system_db, customer) == (SIGN_UP + left, 0)
+        waiting = rows(system_db, "SELECT 1 FROM platform.webhook_inbox WHERE status = 'parked'")
+        assert waiting == []
+        if len(said) < number:
+            break
+    assert number > 5
