@@ -57,8 +57,9 @@ def run(*, seconds: float) -> dict[str, Any]:
                 break
             done.append(replay.replay(event))
         statuses += done
-        if len(done) < len(lacking):
-            break  # the page is done again, where most is a duplicate then
+        if len(done) < len(lacking):  # the page is looked at again, and lacks these no more: count them now
+            scan, complete = _advance(scan, [], lacking[: len(done)], more=True)
+            break
         scan, complete = _advance(scan, events, lacking, more=more)
     return {
         "ok": complete and "failed" not in statuses,

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import event_scan
@@ -148,6 +149,25 @@ def test_a_run_without_time_leaves_its_place_for_the_next(ada: Customer, stripe:
     answer = run(seconds=stripe_reconciliation.MARGIN)
     assert (answer["ok"], answer["complete"], answer["listed"]) == (False, False, 0)
     assert run()["replayed"] == 3
+
+
+def test_a_page_that_takes_too_long_is_counted_in_parts(
+    system_db: Database, ada: Customer, stripe: FakeStripe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened(stripe, *life(ada))
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(event_scan, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    one = replay.replay
+
+    def slow(event: Any) -> str:
+        clock.now += 50
+        return one(event)
+
+    monkeypatch.setattr(replay, "replay", slow)
+    first, second = event_scan.run(seconds=90), event_scan.run(seconds=90)
+    assert (first["complete"], first["replayed"], first["late"]) == (False, 2, 2)
+    assert (second["complete"], second["listed"], second["replayed"], second["late"]) == (True, 3, 3, 3)
+    assert available(system_db, ada) == SIGN_UP + PRO
 
 
 def test_two_runs_at_once_share_one_scan_and_count_each_page_once(
