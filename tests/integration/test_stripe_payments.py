@@ -430,6 +430,13 @@ def test_a_dispute_that_is_won_pays_the_debt_it_made(system_db: Database, custom
     assert account(system_db, customer) == (250, 0)
 
 
+def test_an_amount_that_cannot_be_is_quarantined(system_db: Database, customer: Customer) -> None:
+    bought = bought_pack(customer)
+    for amount in (2**62, 10**14, -1):
+        assert status(bought.dispute("closed", "lost", name=str(amount), amount=amount)) == "quarantined"
+    assert account(system_db, customer) == (SIGN_UP + PACK, 0)
+
+
 # ---- every order ----
 
 

@@ -19,13 +19,17 @@ from tests.senders import (
     STRIPE_SECRET,
     Answer,
     call,
+    charge,
     checkout_session,
     clerk_user,
+    dispute,
     http_event,
     invoice,
     invoice_line,
+    invoice_payment,
     post_clerk,
     post_stripe,
+    refund,
     stripe_event,
     stripe_signature,
     subscription,
@@ -257,6 +261,26 @@ def _events() -> list[dict[str, Any]]:
         *(stripe_event("customer.subscription.updated", state) for state in states),
         *(stripe_event("customer.subscription.deleted", state) for state in states),
         *(stripe_event("invoice.paid", bill) for bill in bills),
+        *_taken_back(),
+        stripe_event("invoice.payment_failed", invoice() | {"amount_due": 4900, "attempt_count": 1}),
+        stripe_event("customer.deleted", {"id": "cus_9"}),
+    ]
+
+
+def _taken_back() -> list[dict[str, Any]]:
+    """Of the pack that the test has bought, or of nothing known."""
+    names = {"payment_intent": "pi_pack", "charge": "ch_pack"}
+    lost = dispute("du_1", status="lost", amount=2000, **names)
+    return [
+        stripe_event(
+            "charge.refunded", charge("ch_pack", refunded=500, amount=2000, payment_intent="pi_pack")
+        ),
+        stripe_event("charge.refunded", charge("ch_1", refunded=500, invoice="in_1")),
+        stripe_event("refund.created", refund("re_1", amount=500, **names)),
+        stripe_event("refund.failed", refund("re_1", amount=500, status="failed", **names)),
+        stripe_event("charge.dispute.funds_withdrawn", lost | {"status": "needs_response"}),
+        stripe_event("charge.dispute.closed", lost | {"status": "won"}),
+        stripe_event("invoice_payment.paid", invoice_payment("in_1", "pi_1")),
     ]
 
 
@@ -313,6 +337,10 @@ def test_no_signed_event_however_odd_breaks_the_function(
         post_clerk(clerk_user("user_1"), "msg_1")
         link = checkout_session(client_reference_id="user_1")
         post_stripe(stripe_event("checkout.session.completed", link, event_id="evt_link"))
+        pack = checkout_session(
+            id="cs_pack", mode="payment", metadata={"pack_id": "pack_500"}, payment_intent="pi_pack"
+        )
+        post_stripe(stripe_event("checkout.session.completed", pack, event_id="evt_pack"))
         answer = post_stripe(event)
     assert answer.status in {200, 400}, answer.body
     if answer.status == 400:

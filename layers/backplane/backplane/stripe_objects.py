@@ -32,7 +32,8 @@ Identifier = Annotated[str, BeforeValidator(_identifier), Field(min_length=1, ma
 OptionalIdentifier = Annotated[
     Annotated[str, Field(min_length=1, max_length=255)] | None, BeforeValidator(_identifier)
 ]
-Amount = Annotated[int, Field(ge=0, lt=2**63)]  # minor units
+# Minor units, far above the most that Stripe charges at once; sums of them stay far below 64 bits.
+Amount = Annotated[int, Field(ge=0, lt=10**14)]
 Metadata = Annotated[dict[str, Any], BeforeValidator(lambda value: value or {})]
 
 
