@@ -19,7 +19,20 @@ from hypothesis import strategies as st
 from psycopg.rows import DictRow
 from tests.databases import ROLES, Database, create_database, drop_database, on
 from tests.ledgers import assert_books_balance, debit, hold
-from tests.senders import CLERK_SECRET, FIRST, Answer, call, clerk_user, http_event, post_clerk, svix_headers
+from tests.senders import (
+    CLERK_SECRET,
+    FIRST,
+    Answer,
+    call,
+    clerk_item,
+    clerk_membership,
+    clerk_organization,
+    clerk_subscription,
+    clerk_user,
+    http_event,
+    post_clerk,
+    svix_headers,
+)
 
 from backplane import identity, secrets
 
@@ -545,7 +558,19 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 def _mutated(draw: st.DrawFn) -> dict[str, Any]:
     number = draw(st.integers(1, 5))
     kind = draw(st.sampled_from(["created", "updated", "deleted"]))
-    event = clerk_user(f"user_{number}", kind=kind, username="ada", banned=False, last_sign_in_at=T0)
+    user, organization = f"user_{number}", f"org_{number}"
+    event = draw(
+        st.sampled_from(
+            [
+                clerk_user(user, kind=kind, username="ada", banned=False, last_sign_in_at=T0),
+                clerk_organization(organization, kind=kind),
+                clerk_membership(user, organization, kind=kind),
+                clerk_item(f"csub_item_{number}", payer=user),
+                clerk_subscription(clerk_item(f"csub_item_{number}"), payer=organization),
+            ]
+        )
+    )
+    event = copy.deepcopy(event)
     for _ in range(draw(st.integers(1, 3))):
         *way, last = draw(st.sampled_from(list(_places(event)) or [("type",)]))
         target: Any = event
@@ -570,7 +595,7 @@ def fuzzed(server_url: str, role_passwords: dict[str, str], template: str) -> It
 
 @given(event=_mutated())
 @settings(
-    max_examples=150,
+    max_examples=300,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
