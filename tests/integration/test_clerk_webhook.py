@@ -559,7 +559,7 @@ def _mutated(draw: st.DrawFn) -> dict[str, Any]:
     number = draw(st.integers(1, 5))
     kind = draw(st.sampled_from(["created", "updated", "deleted"]))
     user, organization = f"user_{number}", f"org_{number}"
-    event = draw(
+    chosen = draw(
         st.sampled_from(
             [
                 clerk_user(user, kind=kind, username="ada", banned=False, last_sign_in_at=T0),
@@ -570,7 +570,7 @@ def _mutated(draw: st.DrawFn) -> dict[str, Any]:
             ]
         )
     )
-    event = copy.deepcopy(event)
+    event: dict[str, Any] = copy.deepcopy(chosen)
     for _ in range(draw(st.integers(1, 3))):
         *way, last = draw(st.sampled_from(list(_places(event)) or [("type",)]))
         target: Any = event
