@@ -42,6 +42,7 @@ FUNCTIONS: dict[str, tuple[api.Router, api.Handler]] = {
     "/v1/billing": (billing.router, billing.handler),
     "/v1/plans": (plans.router, plans.handler),
     "/v1/projects": (projects.router, projects.handler),
+    "/v1/activity": (projects.router, projects.handler),
     "/v1/invitations": (projects.router, projects.handler),
     "/v1/generations": (generations.router, generations.handler),
 }

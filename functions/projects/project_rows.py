@@ -43,17 +43,18 @@ _OWN = frozenset({"title", "description", "slug", "status", "features", "tags"})
 LIMITS: Mapping[str, str] = {"mobile": "app.projects", "web": "app.projects", "site": "site.projects"}
 
 
-def create(tx: db.Tx, caller: Caller, new: NewProject) -> ProjectDetails:
+def create(tx: db.Tx, caller: Caller, new: NewProject, *, forked_from: UUID | None = None) -> ProjectDetails:
     """Raises FeatureNotInPlan, PlanLimitReached."""
     limits.take(tx, caller.organization_id, LIMITS[new.kind])
     row = tx.execute(
         """
         INSERT INTO projects.projects
             (organization_id, created_by, kind, title, description, template_name, template_version,
-             template_category, features, tags, is_public)
+             template_category, features, tags, is_public, forked_from)
         VALUES
             (%(organization_id)s, %(created_by)s, %(kind)s, %(title)s, %(description)s, %(template_name)s,
-             %(template_version)s, %(template_category)s, %(features)s, %(tags)s, %(is_public)s)
+             %(template_version)s, %(template_category)s, %(features)s, %(tags)s, %(is_public)s,
+             %(forked_from)s)
         RETURNING id
         """,
         {
@@ -64,6 +65,7 @@ def create(tx: db.Tx, caller: Caller, new: NewProject) -> ProjectDetails:
             "description": new.description,
             "features": new.features,
             "tags": new.tags,
+            "forked_from": forked_from,
             "is_public": visibility(tx, caller.organization_id, new.is_public),
         }
         | _template(new.template),

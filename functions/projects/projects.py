@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 import message_search
+import project_activity
+import project_forks
 import project_lists
 import project_rows
 import project_shares
@@ -64,6 +66,20 @@ def search(
     return api.page(found, limit, message_search.position)
 
 
+@router.get("/v1/projects/stats", scope="read")
+def stats(caller: api.Caller, tx: api.Tx, period: project_activity.Period = "30d") -> project_activity.Stats:
+    return project_activity.stats(tx, caller.organization_id, period)
+
+
+@router.get("/v1/activity", scope="read")
+def activity(
+    caller: api.Caller, tx: api.Tx, limit: api.Limit = 10, cursor: api.Cursor = None
+) -> api.Page[project_activity.Activity]:
+    before = api.decode_cursor(cursor, tuple[datetime, UUID])
+    found = project_activity.activity(tx, caller.organization_id, before=before, limit=limit + 1)
+    return api.page(found, limit, lambda last: (last.timestamp, last.id))
+
+
 @router.get("/v1/projects/<project_id>", scope="read")
 def project(project_id: UUID, caller: api.Caller, tx: api.Tx) -> ProjectDetails | PublicProject:
     if access.find(tx, caller, project_id).standing == "public":
@@ -90,6 +106,12 @@ def delete(project_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
 def restore(project_id: UUID, caller: api.Caller, tx: api.Tx) -> ProjectDetails:
     access.enter_as_manager(tx, caller, project_id)
     return project_rows.restore(tx, caller, project_id)
+
+
+@router.post("/v1/projects/<project_id>/fork", scope="projects:write", status_code=201)
+def fork(project_id: UUID, body: project_forks.Fork, caller: api.Caller, tx: api.Tx) -> ProjectDetails:
+    """Whoever may read a project may fork it, into his own organisation."""
+    return project_forks.fork(tx, caller, access.find(tx, caller, project_id), body)
 
 
 @router.post("/v1/projects/<project_id>/messages", scope="projects:write", status_code=201)

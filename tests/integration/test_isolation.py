@@ -47,6 +47,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("PATCH", "/v1/projects/<project_id>"): {"title": "of ada"},
     ("DELETE", "/v1/projects/<project_id>"): {},
     ("POST", "/v1/projects/<project_id>/restore"): {},
+    ("POST", "/v1/projects/<project_id>/fork"): {"title": "of ada"},
     ("POST", "/v1/projects/<project_id>/shares"): {"email": "eve@example.com"},
     ("DELETE", "/v1/projects/<project_id>/shares/<share_id>"): {},
     ("POST", "/v1/invitations/accept"): {"token": "bpi_project_" + "0" * 43},

@@ -278,6 +278,7 @@ def insert(
 ) -> None:
     with counters.transaction(database, organization_id, "owner") as tx:
         numbered = [(organization_id, project_id, n, m.text) for n, m in enumerate(batch, start=1)]
+        tx.execute("UPDATE projects.projects SET message_count = %s WHERE id = %s", [len(batch), project_id])
         tx.cursor().executemany(
             """
             INSERT INTO projects.messages (organization_id, project_id, sequence, role, content)

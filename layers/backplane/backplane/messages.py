@@ -111,6 +111,18 @@ def newest(tx: db.Tx, project_id: UUID, *, before: int | None, limit: int) -> li
     return [from_row(row) for row in rows]
 
 
+def all_of(tx: db.Tx, project_id: UUID) -> list[NewMessage]:
+    """The whole conversation, to be appended to another."""
+    rows = tx.execute(
+        "SELECT role, content, parts FROM projects.messages WHERE project_id = %s ORDER BY sequence",
+        [project_id],
+    ).fetchall()
+    return [
+        NewMessage(role=row["role"], content=row["content"] if row["parts"] is None else row["parts"])
+        for row in rows
+    ]
+
+
 def from_row(row: dict[str, Any]) -> Message:
     return Message.model_validate(
         {**row, "content": row["content"] if row["parts"] is None else row["parts"]}

@@ -1,0 +1,171 @@
+"""Search in messages, stats and activity, against the queries of the schema that the product took over.
+
+That schema keeps a project's messages in one JSON array; it is built here beside ours, with the same
+rows and with the indexes it asks for. Both are asked in turns, and every answer is compared row by row.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from uuid import UUID
+
+import psycopg
+from local.checkout import ROOT
+from psycopg.rows import DictRow
+from tests.databases import Database
+
+from backplane import db
+from benchmarks import results, scratch
+
+USERS, PROJECTS, MESSAGES = 50, 100, 40
+SCALES = (1, 10)  # times the projects
+WORDS = {"absent": "axolotl", "rare": "zebrafish", "seldom": "marigold", "common": "button"}
+ROUNDS = 4  # over all users
+
+SOURCE = """
+    CREATE SCHEMA source;
+    CREATE TABLE source."Project" (
+        id text PRIMARY KEY,
+        title text NOT NULL,
+        messages jsonb NOT NULL DEFAULT '[]',
+        "userId" text,
+        "isPublic" boolean NOT NULL DEFAULT false,
+        "createdAt" timestamptz(6) NOT NULL,
+        "updatedAt" timestamptz(6) NOT NULL,
+        "deletedAt" timestamptz(6)
+    );
+    INSERT INTO source."Project"
+    SELECT p.id, p.title, c.messages, p.organization_id, p.is_public, p.created_at, p.updated_at, p.deleted_at
+    FROM projects.projects AS p
+    JOIN projects.conversations AS c ON c.project_id = p.id;
+    CREATE INDEX ON source."Project" ("createdAt" DESC);
+    CREATE INDEX ON source."Project" ("userId", "isPublic", "deletedAt");
+    CREATE INDEX ON source."Project" ("updatedAt" DESC) WHERE "deletedAt" IS NULL;
+    ANALYZE;
+"""
+SEARCH = """
+    SELECT p.id, p.title, msg.value AS message
+    FROM source."Project" AS p, jsonb_array_elements(p.messages) AS msg
+    WHERE p."userId" = %s
+      AND msg.value ->> 'content' ILIKE %s
+      AND p."deletedAt" IS NULL
+    ORDER BY p."updatedAt" DESC
+    LIMIT 20
+"""
+DATA = """
+    INSERT INTO tenancy.organizations (name)
+    SELECT 'Organisation ' || n
+    FROM generate_series(1, %(users)s) AS n;
+    ALTER TABLE projects.projects DISABLE TRIGGER USER;
+    INSERT INTO projects.projects (organization_id, kind, title, slug, message_count, updated_at)
+    SELECT o.id, 'web', 'Project ' || n, 'project-' || n, %(messages)s,
+           now() - interval '1 second' * (n * %(users)s + o.number)
+    FROM (SELECT id, row_number() OVER () AS number FROM tenancy.organizations) AS o
+    CROSS JOIN generate_series(1, %(projects)s) AS n;
+    ALTER TABLE projects.projects ENABLE TRIGGER USER;
+    DROP INDEX projects.messages_search;
+    CREATE TEMPORARY TABLE sentences AS
+    SELECT n, (
+        SELECT string_agg(substr(md5((n * 31 + w)::text), 1, 3 + (n + w) %% 7), ' ')
+        FROM generate_series(1, 9) AS w) AS words
+    FROM generate_series(0, 4999) AS n;
+    CREATE INDEX ON sentences (n);
+    INSERT INTO projects.messages (organization_id, project_id, sequence, role, content)
+    SELECT p.organization_id, p.id, s.sequence, 'user',
+           a.words || ' ' || b.words
+           || CASE WHEN s.luck < 0.3 THEN ' Button ' ELSE ' ' END
+           || CASE WHEN s.luck BETWEEN 0.5 AND 0.505 THEN 'Marigold ' ELSE '' END
+           || CASE WHEN s.luck BETWEEN 0.7 AND 0.7005 THEN 'Zebrafish ' ELSE '' END
+           || c.words
+    FROM projects.projects AS p
+    CROSS JOIN LATERAL (
+        SELECT g AS sequence, random() AS luck, floor(random() * 5000)::int AS one,
+               floor(random() * 5000)::int AS two, floor(random() * 5000)::int AS three
+        FROM generate_series(1, %(messages)s) AS g WHERE p.id IS NOT NULL
+    ) AS s
+    JOIN sentences AS a ON a.n = s.one
+    JOIN sentences AS b ON b.n = s.two
+    JOIN sentences AS c ON c.n = s.three;
+    CREATE INDEX messages_search
+        ON projects.messages USING gin (organization_id, content gin_trgm_ops) WITH (fastupdate = off);
+"""
+
+
+def main() -> None:
+    sys.path.append(str(ROOT / "functions" / "projects"))
+    os.environ["DATABASE_PREPARE_THRESHOLD"] = "5"  # as the template has it
+    rows: list[list[str]] = []
+    with scratch.server() as server:
+        for scale in SCALES:
+            database = server.migrated()
+            print(f"{USERS * PROJECTS * scale:,} projects …", flush=True)
+            fill(database, scale)
+            with database.connect() as peer, database.as_role("backplane_app"):
+                organizations = [
+                    row["id"] for row in peer.execute("SELECT id FROM tenancy.organizations").fetchall()
+                ]
+                rows += [measure(peer, organizations, scale, kind) for kind in WORDS]
+    results.write(
+        "Message search",
+        f"{USERS} users, {MESSAGES} messages a project; one client; median / 99th percentile in ms.",
+        ["projects", "word", "source's query", "search", "times as fast", "same rows"],
+        rows,
+        notes="The search is measured through `message_search.search`, as the application's role; the "
+        "source's query as a prepared statement of a superuser, without row-level security. Goals: absent "
+        "and rare at least 10 times as fast, common not slower, flat from the first scale to the second.",
+    )
+
+
+def fill(database: Database, scale: int) -> None:
+    sizes = {"users": USERS, "projects": PROJECTS * scale, "messages": MESSAGES}
+    with database.connect() as owner:
+        owner.execute("SET maintenance_work_mem = '512MB'")
+        text = DATA
+        for name, value in sizes.items():
+            text = text.replace(f"%({name})s", str(value))
+        owner.execute(text.replace("%%", "%").encode())
+        owner.execute(SOURCE)
+        owner.execute("VACUUM ANALYZE")
+
+
+def measure(peer: psycopg.Connection[DictRow], organizations: list[UUID], scale: int, kind: str) -> list[str]:
+    theirs: list[float] = []
+    ours: list[float] = []
+    same = 0
+    asked = organizations * ROUNDS
+    for organization_id in organizations[:10] + asked:  # the first ten warm both up
+        expected, seconds = timed(partial(ask_source, peer, organization_id, WORDS[kind]))
+        theirs.append(seconds)
+        answer, seconds = timed(partial(ask, organization_id, WORDS[kind]))
+        ours.append(seconds)
+        same += answer == expected
+    theirs, ours = theirs[10:], ours[10:]
+    ratio = sorted(theirs)[len(asked) // 2] / sorted(ours)[len(asked) // 2]
+    return [
+        f"{USERS * PROJECTS * scale:,}",
+        kind,
+        results.milliseconds(theirs),
+        results.milliseconds(ours),
+        f"{ratio:.1f}",
+        f"{same} of {len(asked) + 10}",
+    ]
+
+
+def timed(work: Callable[[], list[tuple[str, str]]]) -> tuple[list[tuple[str, str]], float]:
+    began = time.perf_counter()
+    answer = work()
+    return answer, time.perf_counter() - began
+
+
+def ask(organization_id: UUID, word: str) -> list[tuple[str, str]]:
+    import message_search
+
+    found = message_search.search(organization_id, word, after=None, limit=20)
+    return [(str(item.project.id), str(item.message.id)) for item in found]
+
+
+def ask_source(peer: psycopg.Connection[DictRow], organization_id: UUID, word: str) -> list[tuple[str, str]]:
+    rows = peer.execute(SEARCH, [str(organization_id), db.containing(word)], prepare=True).fetchall()
+    return [(row["id"], row["message"]["id"]) for row in rows]
