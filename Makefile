@@ -14,7 +14,7 @@ export MYPYPATH := layers/backplane:$(subst $(empty) $(empty),:,$(wildcard funct
 export SAM_CLI_TELEMETRY := 0
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help dev demo test bench lint format send token invoke audit migrate psql logs clean-local lock
+.PHONY: help dev demo test bench lint format send token invoke audit migrate backup backups restore psql logs clean-local lock
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,15 @@ audit: $(STAMP) ## Prove every balance of the running stack from its entries
 migrate: $(STAMP) ## Apply pending migrations (to the running stack, or DATABASE_URL)
 	@$(PY) -m local.database migrate
 
+backup: $(STAMP) ## Back up the running stack's database, with a manifest
+	@$(PY) -m local.backups take
+
+backups: $(STAMP) ## List the backups, and which are proven: make backups [FROM=s3://bucket]
+	@$(PY) -m local.backups list "$(FROM)"
+
+restore: $(STAMP) ## Restore a backup and compare: make restore FROM=latest TO=copy [REPLACE=1]
+	@$(PY) -m local.restore "$(or $(FROM),latest)" "$(TO)" $(if $(REPLACE),--replace)
+
 psql: $(STAMP) ## Open psql on the running stack, seeing every row
 	@exec $(PY) -m local.database psql
 
@@ -86,6 +95,7 @@ lint: $(STAMP) ## Check style, types, the template and the migrations
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy layers/backplane layers/pgtools functions/*/*.py local benchmarks tests
 	@AWS_DEFAULT_REGION=us-east-1 $(VENV)/bin/sam validate --lint --config-env dev >/dev/null
+	@$(VENV)/bin/cfn-lint infra/*.yaml
 	@for file in functions/migrate/migrations/*.sql; do \
 	    alone=$$(grep -q '^-- migrate:up transaction:false' $$file && echo --no-assume-in-transaction || true); \
 	    sed '/^-- migrate:down/,$$d' $$file | $(VENV)/bin/squawk $$alone --stdin-filepath $$file --reporter gcc; done

@@ -1,8 +1,9 @@
-"""What platform admins do: webhooks replayed, users, the audit log, service keys, plans and prices."""
+"""What platform admins do: webhooks replayed, users, audit log, backups, service keys, plans and prices."""
 
 from typing import Annotated
 from uuid import UUID
 
+import backup_rows
 import feature_costs
 import people
 import price_list
@@ -85,6 +86,13 @@ def erasures(
     """What was erased of deleted users: numbers and pseudonymous ids."""
     before = api.decode_cursor(cursor, UUID)
     return api.page(people.newest_erasures(tx, before=before, limit=limit + 1), limit, lambda last: last.id)
+
+
+@router.get("/v1/admin/backups", scope="admin")
+def backups(tx: api.Tx, *, limit: api.Limit = 20, cursor: api.Cursor = None) -> api.Page[backup_rows.Backup]:
+    """With the verdict of the last drill."""
+    before = api.decode_cursor(cursor, UUID)
+    return api.page(backup_rows.newest(tx, before=before, limit=limit + 1), limit, lambda last: last.id)
 
 
 @router.post("/v1/admin/service-keys", scope="admin", status_code=201, shown_once=("key",))

@@ -333,6 +333,28 @@ def test_users_are_found_by_how_their_address_begins(system_db: Database, root: 
     assert {user["email"] for user in rest["items"]} == {"ada@example.com", "root@example.com"}
 
 
+def test_backups_are_listed_newest_first_with_their_verdicts(system_db: Database, root: Customer) -> None:
+    rows(
+        system_db,
+        """
+        INSERT INTO platform.backups
+            (name, kind, key, manifest_key, bytes, row_count, sha256, started_at, finished_at, drilled_at,
+             differences, verified_at)
+        SELECT 'backup_2026010' || day || '_000000', 'dump', 'k', 'm', 7, 5, repeat('0', 64), now(), now(),
+               now(), CASE day WHEN 1 THEN '{}'::text[] ELSE '{rows: a.b was 2}' END,
+               CASE day WHEN 1 THEN now() END
+        FROM generate_series(1, 2) AS day
+        """,
+    )
+    first = get("backups", root, limit="1").body
+    assert [item["name"] for item in first["items"]] == ["backup_20260102_000000"]
+    assert first["items"][0]["differences"] == ["rows: a.b was 2"]
+    assert first["items"][0]["verified_at"] is None
+    (second,) = get("backups", root, cursor=first["next_cursor"]).body["items"]
+    assert (second["name"], second["differences"], second["bytes"]) == ("backup_20260101_000000", [], 7)
+    assert second["verified_at"] is not None
+
+
 def test_the_audit_log_is_read_newest_first_and_by_organisation(system_db: Database, root: Customer) -> None:
     ada = sign_up("user_ada")
     send("POST", "/v1/admin/service-keys", root.token, body={"name": "one", "scopes": ["read"]})

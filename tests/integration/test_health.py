@@ -115,6 +115,70 @@ def test_the_inbox_is_well_while_events_get_through_and_the_worker_works(
     assert answer.body["checks"]["inbox"][event["status"]] == 1
 
 
+def backed_up(database: Database, hours_ago: int, *, refuted: bool | None = None) -> None:
+    """A backup so old, and what a drill has found of it; None: there was no drill."""
+    rows(
+        database,
+        f"""
+        INSERT INTO platform.backups
+            (name, kind, key, manifest_key, bytes, row_count, sha256, started_at, finished_at, drilled_at,
+             differences, verified_at)
+        SELECT 'backup_20260101_' || lpad({hours_ago}::text, 6, '0'), 'dump', 'k', 'm', 1, 1, repeat('0', 64),
+               at, at, CASE WHEN {refuted is not None} THEN at + interval '1 hour' END,
+               {"NULL" if refuted is None else f"ARRAY[{'1' if refuted else ''}]::text[]"},
+               CASE WHEN {refuted is False} THEN at + interval '1 hour' END
+        FROM (SELECT clock_timestamp() - make_interval(hours => {hours_ago}) AS at) AS times
+        """,
+    )
+
+
+def age_the_stack(database: Database, hours: int) -> None:
+    rows(
+        database,
+        f"UPDATE public.schema_migrations SET applied_at = now() - make_interval(hours => {hours})",
+    )
+
+
+def test_a_backup_is_told_with_its_age_and_its_proof(system_db: Database) -> None:
+    age_the_stack(system_db, 1000)
+    backed_up(system_db, 30, refuted=False)
+    backed_up(system_db, 6)
+    answer = get()
+    assert answer.body["status"] == "healthy"
+    backup = answer.body["checks"]["backup"]
+    assert backup["age_hours"] == 6.0
+    assert backup["verified_at"].endswith("+00:00")
+
+
+@pytest.mark.parametrize(("hours", "status"), [(47, "healthy"), (49, "degraded")])
+def test_a_stack_has_two_days_for_its_first_backup(system_db: Database, hours: int, status: str) -> None:
+    age_the_stack(system_db, hours)
+    assert get().body["status"] == status
+
+
+def test_a_backup_that_is_too_old_or_was_refuted_degrades(system_db: Database) -> None:
+    backed_up(system_db, 49, refuted=False)
+    assert get().body["status"] == "degraded"
+    backed_up(system_db, 5)
+    assert get().body["status"] == "healthy"
+    backed_up(system_db, 4, refuted=True)
+    assert get().body["status"] == "degraded"
+
+
+def test_what_retention_took_away_is_no_backup(system_db: Database) -> None:
+    backed_up(system_db, 5)
+    rows(system_db, "UPDATE platform.backups SET deleted_at = now()")
+    assert get().body["checks"]["backup"]["age_hours"] is None
+
+
+def test_a_database_from_before_backups_is_behind_and_not_unhealthy(system_db: Database) -> None:
+    """Between a deployment and its migrations."""
+    rows(system_db, "ALTER TABLE platform.backups RENAME TO elsewhere")
+    answer = get()
+    assert answer.status == 200
+    assert answer.body["checks"]["backup"] == {"age_hours": None, "verified_at": None}
+
+
 @pytest.mark.usefixtures("system_db")
 def test_migrations_that_were_not_run_degrade(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "LATEST_MIGRATION", "9999")
