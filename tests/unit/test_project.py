@@ -319,6 +319,41 @@ def test_the_environments_are_complete_and_alike() -> None:
         assert deploy["confirm_changeset"] is (name != "dev")
 
 
+def infra(name: str) -> Json:
+    parsed: Json = yaml_parse((ROOT / "infra" / name).read_text())
+    return parsed
+
+
+def test_the_databases_stack_gives_what_the_applications_stack_takes() -> None:
+    assert set(infra("database.yaml")["Outputs"]) <= set(template()["Parameters"])
+    assert set(infra("database.yaml")["Parameters"]) & set(template()["Outputs"]) == {
+        "AppDatabaseSecretArn",
+        "SystemDatabaseSecretArn",
+    }
+
+
+def test_the_database_can_be_restored_to_any_second_of_a_week_and_is_not_deleted_by_mistake() -> None:
+    cluster = infra("database.yaml")["Resources"]["Cluster"]
+    assert cluster["Properties"]["BackupRetentionPeriod"] >= 7
+    assert cluster["Properties"]["DeletionProtection"] is True
+    assert cluster["Properties"]["StorageEncrypted"] is True
+    assert cluster["DeletionPolicy"] == cluster["UpdateReplacePolicy"] == "Snapshot"
+
+
+def test_the_bucket_of_backups_is_private_encrypted_versioned_and_outlives_the_stack() -> None:
+    bucket = template()["Resources"]["BackupBucket"]
+    assert bucket["DeletionPolicy"] == bucket["UpdateReplacePolicy"] == "Retain"
+    properties = bucket["Properties"]
+    assert set(properties["PublicAccessBlockConfiguration"].values()) == {True}
+    assert properties["VersioningConfiguration"] == {"Status": "Enabled"}
+    assert "aws:kms" in json.dumps(properties["BucketEncryption"])
+    rules = properties["LifecycleConfiguration"]["Rules"]
+    assert any("AbortIncompleteMultipartUpload" in rule for rule in rules)
+    (statement,) = template()["Resources"]["BackupBucketPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+    assert statement["Effect"] == "Deny"
+    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
 # ---- requirements ----
 
 LOCKS = ("requirements/bootstrap.txt", "requirements/dev.txt", "layers/backplane/requirements.txt")
