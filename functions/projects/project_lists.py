@@ -76,6 +76,7 @@ def _conditions(wanted: Wanted) -> str:
     deleted = "IS NOT NULL" if wanted.deleted else "IS NULL"
     whose = (
         "p.id IN (SELECT s.project_id FROM projects.shares AS s WHERE s.user_id = %(user_id)s)"
+        " AND p.deleted_at IS NULL"  # what others have deleted is theirs to see
         if wanted.shared
         else "p.organization_id = %(organization_id)s"
     )

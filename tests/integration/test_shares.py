@@ -176,7 +176,8 @@ def test_a_deleted_project_is_shared_with_nobody(
     assert send("GET", path, bob.token).status == 404
     assert send("POST", f"{path}/restore", bob.token).status == 404
     assert accept(token("user_eve"), pending).status == 404
-    assert send("GET", "/v1/projects", bob.token, query={"shared": "true"}).body["items"] == []
+    for query in ({"shared": "true"}, {"shared": "true", "deleted": "true"}):
+        assert send("GET", "/v1/projects", bob.token, query=query).body["items"] == []
     assert send("POST", f"{path}/restore", ada.token).status == 200
     assert send("GET", path, bob.token).status == 200
 
