@@ -79,7 +79,8 @@ def _is_too_large(settings: Settings, size: int) -> bool:
 def _session(settings: Settings, ends: float) -> Iterator[Connection]:
     """A direct connection as the backup's role, holding the maintenance lock."""
     with connect.connect(settings, direct=True) as connection:
-        connection.execute(f"SET statement_timeout = {_milliseconds(ends)}".encode())
+        bounds = {"statement_timeout": _milliseconds(ends), **dump.WATCHFULNESS}
+        connection.execute("; ".join(f"SET {name} = {value}" for name, value in bounds.items()).encode())
         wait = min(LOCK_WAIT, (ends - time.monotonic()) / 4)
         try:
             maintenance_lock.take(connection, wait)

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import cluster_snapshot
+import dump
 import multipart
 import psycopg
 import pytest
@@ -109,9 +110,9 @@ def test_the_manifest_says_what_was_in_the_database(populated: Database, bucket:
 def test_the_archive_is_read_to_its_end_and_is_whole(populated: Database, bucket: Bucket) -> None:
     manifest = take(populated, bucket)
     read_whole(bucket, manifest.name)
-    dump = b"".join(archives.decompress(manifest, bucket.read(manifest)))
-    assert dump.startswith(b"PGDMP")
-    assert len(dump) == manifest.dump_bytes
+    dumped = b"".join(archives.decompress(manifest, bucket.read(manifest)))
+    assert dumped.startswith(b"PGDMP")
+    assert len(dumped) == manifest.dump_bytes
 
 
 def test_it_is_recorded_and_listed(populated: Database, bucket: Bucket) -> None:
@@ -140,9 +141,9 @@ def test_rows_that_come_while_it_runs_are_neither_dumped_nor_counted(
     monkeypatch.setattr(contents, "read", write_first)
     manifest = take(populated, bucket)
     assert manifest.rows["tenancy.organizations"] == 2
-    dump = b"".join(archives.decompress(manifest, bucket.read(manifest)))
-    assert b"Organisation 1" in dump
-    assert b"Latecomers" not in dump
+    dumped = b"".join(archives.decompress(manifest, bucket.read(manifest)))
+    assert b"Organisation 1" in dumped
+    assert b"Latecomers" not in dumped
 
 
 def test_two_in_one_second_have_two_names(database: Database, bucket: Bucket) -> None:
@@ -358,6 +359,15 @@ def test_two_at_once_are_one_after_the_other(database: Database, bucket: Bucket)
         read_whole(bucket, name)
 
 
+def test_the_server_notices_soon_when_a_backup_is_cut_off(database: Database, bucket: Bucket) -> None:
+    """A frozen function says no farewell, and its locks would stop migrations for hours."""
+    with taking._session(settings(database, bucket), time.monotonic() + 60) as session:
+        for name, value in dump.WATCHFULNESS.items():
+            assert session.execute(f"SHOW {name}".encode()).fetchall() == [{name: str(value)}]
+    _, environment = dump.command({"host": "x"}, "snapshot")
+    assert "-c tcp_keepalives_idle=60" in environment["PGOPTIONS"]
+
+
 # ---- the direct way ----
 
 
@@ -418,8 +428,8 @@ def test_a_flag_asks_for_either_way(
     snapshot = call(database, bucket, monkeypatch, {"kind": "cluster_snapshot"}, seconds=120)
     assert "cluster-snapshot" in snapshot["key"]
     monkeypatch.setenv("BACKUP_SNAPSHOT_OVER_BYTES", "1000")
-    dump = call(database, bucket, monkeypatch, {"kind": "dump"}, seconds=120)
-    assert dump["key"].endswith(".dump.zst")
+    dumped = call(database, bucket, monkeypatch, {"kind": "dump"}, seconds=120)
+    assert dumped["key"].endswith(".dump.zst")
 
 
 def test_without_a_cluster_there_is_no_snapshot(
