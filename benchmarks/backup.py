@@ -112,12 +112,17 @@ def _run(way: str, url: str, tools: Path, folder: Path) -> dict[str, float]:
 
 
 def _family(pid: int) -> Iterator[int]:
-    """A process and those that it has started, and they."""
+    """A process and the programs that it has started, and theirs.
+
+    A child that runs no program of its own yet shares its parent's memory, which counts once.
+    """
     yield pid
     with suppress(OSError):
+        ours = Path(f"/proc/{pid}/exe").readlink()
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
-                yield from _family(int(child))
+                if Path(f"/proc/{child}/exe").readlink() != ours:
+                    yield from _family(int(child))
 
 
 def _peak(pid: int) -> int:
