@@ -13,6 +13,7 @@ import account
 import admin
 import billing
 import credits  # noqa: A004  the function of this name
+import files
 import generations
 import jwt
 import plans
@@ -41,6 +42,7 @@ FUNCTIONS: dict[str, tuple[api.Router, api.Handler]] = {
     "/v1/subscription": (billing.router, billing.handler),
     "/v1/billing": (billing.router, billing.handler),
     "/v1/plans": (plans.router, plans.handler),
+    "/v1/projects/{}/files": (files.router, files.handler),
     "/v1/projects": (projects.router, projects.handler),
     "/v1/activity": (projects.router, projects.handler),
     "/v1/invitations": (projects.router, projects.handler),

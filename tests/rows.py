@@ -150,6 +150,21 @@ INSERTS = {
         FROM credits.holds
         WHERE organization_id = %(organization)s
     """,
+    "storage.objects": """
+        INSERT INTO storage.objects
+            (organization_id, project_id, kind, state, s3_key, s3_version, name, content_type, bytes,
+             expires_at, stored_at)
+        VALUES (%(organization)s, %(project)s, 'files', 'stored', 'projects/' || %(n)s || '/files-v1.json',
+                'v1', 'version 1', 'application/json', 1, now(), now())
+    """,
+    "projects.file_versions": """
+        INSERT INTO projects.file_versions
+            (project_id, organization_id, version, object_id, s3_key, s3_version, epoch_ms, sha256,
+             total_bytes, files, base_version)
+        SELECT project_id, organization_id, 1, id, s3_key, s3_version, 1, repeat('0', 64), 0, '[]', 0
+        FROM storage.objects
+        WHERE project_id = %(project)s
+    """,
     "platform.webhook_inbox": """
         INSERT INTO platform.webhook_inbox
             (provider, event_id, event_type, body, status, organization_id, occurred_at)

@@ -29,7 +29,7 @@ from tests.databases import ROLES, Database, create_database, drop_database, on
 from tests.stripe_api import KEY as STRIPE_KEY
 from tests.stripe_api import FakeStripe
 
-from backplane import archives
+from backplane import archives, config
 from backplane.archives import Bucket
 
 _numbers = itertools.count(1)
@@ -175,11 +175,25 @@ def aws_url() -> Iterator[str]:
 
 
 @pytest.fixture
+def files_bucket(aws_url: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty one for projects' files and uploads, with versions, and the environment that finds it."""
+    made = _bucket("files", aws_url, monkeypatch)
+    monkeypatch.setenv("FILES_BUCKET", made.name)
+    config.settings.cache_clear()
+    return made
+
+
+@pytest.fixture
 def bucket(aws_url: str, pg_tools: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """An empty one for backups, with versions, and the environment that finds it and the programs."""
-    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": aws_url, "PG_TOOLS": str(pg_tools)}.items():
+    monkeypatch.setenv("PG_TOOLS", str(pg_tools))
+    return _bucket("backups", aws_url, monkeypatch)
+
+
+def _bucket(kind: str, aws_url: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": aws_url}.items():
         monkeypatch.setenv(name, value)
-    made = Bucket(archives.client(), f"backups-{os.getpid()}-{next(_numbers)}")
+    made = Bucket(archives.client(), f"{kind}-{os.getpid()}-{next(_numbers)}")
     made.client.create_bucket(Bucket=made.name)
     made.client.put_bucket_versioning(Bucket=made.name, VersioningConfiguration={"Status": "Enabled"})
     return made

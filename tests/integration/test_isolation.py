@@ -63,9 +63,14 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "response": "of ada",
         "tokens_used": 1,
     },
+    ("POST", "/v1/projects/<project_id>/files"): {"files": [{"path": "a", "content": "of ada"}]},
+    ("POST", "/v1/projects/<project_id>/versions/<version>/restore"): {},
     ("POST", "/v1/projects/<project_id>/messages"): {"role": "user", "content": "of ada"},
 }
-QUERIES = {"/v1/projects/search": {"q": "of bob"}}
+QUERIES = {
+    "/v1/projects/search": {"q": "of bob"},
+    "/v1/projects/<project_id>/files/content": {"path": "of bob"},
+}
 OF_PERSONS = {"/v1/invitations/accept"}  # not of keys; what it is about is named in the body
 # What customers and their keys may not call at all: the SaaS's own servers and platform admins do.
 OUT_OF_REACH = sorted({scope for *_, scope in ROUTES} - SCOPES_OF_ROLE["owner"])
@@ -155,7 +160,8 @@ def walk(method: str, path: str, credential: str, *, named: object = UNKNOWN, **
 
 
 def named_in(path: str, named: object = UNKNOWN) -> str:
-    return re.sub(r"<\w+>", str(named), path.replace("<project_id>", str(PROJECT_OF_BOB)))
+    path = path.replace("<project_id>", str(PROJECT_OF_BOB)).replace("<version>", "1")
+    return re.sub(r"<\w+>", str(named), path)
 
 
 def scope_of(method: str, path: str) -> str:

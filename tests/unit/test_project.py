@@ -33,6 +33,7 @@ LOGINS = {
     "clerk_webhook": "backplane_system",
     "credits": "backplane_app",
     "generations": "backplane_app",
+    "files": "backplane_app",
     "health": "backplane_system",
     "ledger_audit": "backplane_system",
     "maintenance": "backplane_system",

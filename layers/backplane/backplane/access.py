@@ -57,9 +57,19 @@ def enter(tx: db.Tx, caller: Caller, project_id: UUID, scope: str) -> Access:
     """
     found = find(tx, caller, project_id)
     if found.standing == "public":
-        raise Forbidden("This project is public: others see it and nothing of what belongs to it.")
+        raise Forbidden(
+            "This project is public: others see it and its files, and nothing else of what belongs to it."
+        )
     if found.standing != "member" and scope not in SCOPES_OF_ROLE[found.standing]:
         raise Forbidden(f"This project is shared with you as {found.standing}, which is not enough for this.")
+    return found
+
+
+def look(tx: db.Tx, caller: Caller, project_id: UUID) -> Access:
+    """For what of a project others see where it is public. Raises NotFound."""
+    found = find(tx, caller, project_id)
+    if found.standing == "public":
+        db.enter(tx, found.organization_id)
     return found
 
 

@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Generic, TypeVar, cast, get_type_hints
 
@@ -28,7 +29,7 @@ from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValida
 from aws_lambda_powertools.event_handler.openapi.params import Header, Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from pydantic import BaseModel, ConfigDict, TypeAdapter
-from pydantic_core import to_json
+from pydantic_core import to_json, to_jsonable_python
 
 from backplane import auth, db, idempotency, outbox, requests
 from backplane.problems import (
@@ -44,6 +45,7 @@ from backplane.problems import (
 __all__ = [
     "Body",
     "Caller",
+    "Commit",
     "Cursor",
     "IdempotencyKey",
     "Limit",
@@ -93,10 +95,19 @@ def _tx(request: Request) -> db.Tx:
     return tx
 
 
+def _commit(request: Request) -> Callable[[Callable[[db.Tx], Any]], Any]:
+    commit: Callable[[Callable[[db.Tx], Any]], Any] = request.context["commit"]
+    return commit
+
+
 Caller = Annotated[auth.Caller, Depends(_caller)]
 # The request's transaction, in the caller's organisation: what the route does in it and the answer that its
 # Idempotency-Key repeats are committed together, or neither.
 Tx = Annotated[db.Tx, Depends(_tx)]
+# The same for a route that has work to do before its transaction, such as asking another service: it calls
+# this with what is to be done in the transaction, last of all, and returns what that returned. Where that
+# raised, it may call again.
+Commit = Annotated[Callable[[Callable[[db.Tx], Any]], Any], Depends(_commit)]
 KEY_HEADER = "Idempotency-Key"
 KEY_PATTERN = r"^[\x20-\x7e]+$"
 MAX_KEY = 255
@@ -175,11 +186,13 @@ class _Declared:
 class Router:
     """Collects a function's routes. A route names the scope it needs, or stands in PUBLIC_ROUTES.
 
-    `shown_once` names the fields of a POST's answer that are secrets: its repetition omits them.
+    `shown_once` names the fields of a POST's answer that are secrets: its repetition omits them. `with_nul`
+    takes texts that hold a NUL, which PostgreSQL cannot store: for routes that put them elsewhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_nul: bool = False) -> None:
         self.routes: list[_Declared] = []
+        self.with_nul = with_nul
 
     def get(self, path: str, *, scope: str | None = None) -> Callable[[T], T]:
         return self._route("GET", path, scope, 200)
@@ -220,7 +233,7 @@ class _Resolver(APIGatewayHttpResolver):
         super().__init__(
             enable_validation=True,
             response_validation_error_http_code=500,
-            json_body_deserializer=_read_json,
+            json_body_deserializer=partial(_read_json, with_nul=router.with_nul),
             serializer=_to_json,
         )
         self._scopes = {(route.method, route.path): route.scope for route in router.routes}
@@ -242,6 +255,7 @@ class _Resolver(APIGatewayHttpResolver):
                 self._admit(route)
                 if first := self._first_answer(route):
                     return ResponseBuilder(first, serializer=_to_json, route=route)
+            self.context["commit"] = partial(self._commit, route)
             if (route.method, route.path) in self._in_transaction:
                 response = self._answer_in_transaction(route, route_arguments)
                 return ResponseBuilder(response, serializer=_to_json, route=route)
@@ -314,6 +328,22 @@ class _Resolver(APIGatewayHttpResolver):
         response = db.run(work, organization_id=caller.organization_id, user_id=caller.user_id)
         self._claim = None
         return response
+
+    def _commit(self, route: Route, work: Callable[[db.Tx], T]) -> T:
+        """What `work` returns, committed with the route's answer if that is the same."""
+        caller: auth.Caller = self.context["caller"]
+
+        def remembered(tx: db.Tx) -> T:
+            result = work(tx)
+            if self._claim is not None:
+                body = _to_json(to_jsonable_python(result))
+                shown_once = self._shown_once[self._claim.route]
+                idempotency.remember(tx, self._claim, route.status_code, body, shown_once)
+            return result
+
+        result = db.run(remembered, organization_id=caller.organization_id, user_id=caller.user_id)
+        self._claim = None
+        return result
 
     def settle_key(self, response: Mapping[str, Any] | None) -> None:
         """Remembers the answer under the request's Idempotency-Key, or gives the key back."""
@@ -403,8 +433,8 @@ def _request_hash(event: Mapping[str, Any]) -> bytes:
     return idempotency.request_hash(event.get("rawPath"), event.get("queryStringParameters"), body)
 
 
-def _read_json(source: str) -> Any:
-    value = requests.parse_json(source)
+def _read_json(source: str, *, with_nul: bool = False) -> Any:
+    value = requests.parse_json(source, with_nul=with_nul)
     json.loads(source, object_pairs_hook=_refuse_repeated_names)
     return value
 

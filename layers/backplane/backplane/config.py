@@ -45,6 +45,10 @@ class Settings(BaseSettings):
         None  # {"username", "password"} of a login that may create databases
     )
 
+    # Projects' files and uploads.
+    files_bucket: str | None = None
+    max_upload_bytes: int = Field(default=100 * 1024**2, gt=0, le=5 * 1024**3)  # S3 takes no larger POST
+
     # Senders.
     stripe_webhook_secret_arn: str | None = None
     stripe_api_key_secret_arn: str | None = None  # {"key"}; unset: Stripe is never asked

@@ -41,10 +41,10 @@ def text(data: bytes) -> str:
         raise InvalidPayload("The body is not UTF-8. Send JSON encoded as UTF-8.") from error
 
 
-def parse_json(source: str) -> Any:
+def parse_json(source: str, *, with_nul: bool = False) -> Any:
     """JSON (RFC 8259) that can be stored: see `unstorable`. Raises InvalidPayload."""
     value = _loads(source)
-    if defect := unstorable(value):
+    if defect := unstorable(value, with_nul=with_nul):
         raise InvalidPayload(f"The body {defect}, which cannot be stored.")
     return value
 
@@ -67,7 +67,7 @@ def envelope_text(data: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def unstorable(value: Any) -> str | None:
+def unstorable(value: Any, *, with_nul: bool = False) -> str | None:
     """What PostgreSQL's text and jsonb, or our own recursion, would refuse in a JSON value."""
     pending = [(value, 0)]
     while pending:
@@ -75,7 +75,7 @@ def unstorable(value: Any) -> str | None:
         if depth > MAX_DEPTH:
             return f"is nested more than {MAX_DEPTH} levels deep"
         if isinstance(item, str):
-            if "\x00" in item:
+            if "\x00" in item and not with_nul:
                 return "holds a NUL"
             if not _is_unicode(item):
                 return "holds a lone surrogate"

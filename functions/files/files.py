@@ -1,0 +1,137 @@
+"""A project's files: saved, read and restored in versions."""
+
+import json
+from typing import Annotated, Self
+from uuid import UUID
+
+from aws_lambda_powertools.event_handler.openapi.params import Path, Query
+from pydantic import BaseModel, Field, model_validator
+
+from backplane import access, api, buckets
+from backplane import files as stored
+from backplane.file_changes import IndexedFile, NewFile, Operation
+from backplane.problems import NotFound, TooLarge
+
+MAX_ANSWER = 5_500_000  # bytes of JSON; Lambda answers 6 MB at most
+
+router = api.Router(with_nul=True)  # files' contents go to S3, which stores any text
+
+Version = Annotated[int, Query(ge=1, lt=2**63)]
+VersionInPath = Annotated[int, Path(ge=1, lt=2**63)]
+Base = Annotated[int, Field(ge=0, lt=2**63)]
+Message = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
+
+
+class File(api.Body):
+    path: str
+    content: str | None = None  # not of a file that is to be deleted
+
+
+class Save(api.Body):
+    base_version: Base | None = None
+    operation: Operation = "upsert"
+    files: list[File]
+    message: Message | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if not self.files and self.operation != "replace":
+            raise ValueError("name at least one file; only replace takes none, and deletes all")
+        if self.operation != "delete" and any(file.content is None for file in self.files):
+            raise ValueError(f"each file needs its content to {self.operation} it")
+        return self
+
+
+class Restore(api.Body):
+    base_version: Base | None = None
+    message: Message | None = None
+
+
+class Files(BaseModel):
+    version: int  # 0: nothing was saved yet
+    sha256: str | None
+    total_bytes: int
+    files: list[IndexedFile]
+    download_url: str | None
+
+
+class Content(BaseModel):
+    version: int
+    path: str
+    bytes: int
+    sha256: str
+    content: str
+
+
+@router.post("/v1/projects/<project_id>/files", scope="files:write", status_code=201)
+def save(project_id: UUID, body: Save, caller: api.Caller, commit: api.Commit) -> stored.Saved:
+    change = stored.Change(
+        operation=body.operation,
+        files=[NewFile(file.path, file.content) for file in body.files],
+        base_version=body.base_version,
+        message=body.message,
+    )
+    return stored.save(caller, project_id, change, commit)
+
+
+@router.post("/v1/projects/<project_id>/versions/<version>/restore", scope="files:write", status_code=201)
+def restore(
+    project_id: UUID, version: VersionInPath, body: Restore, caller: api.Caller, commit: api.Commit
+) -> stored.Saved:
+    change = stored.Restoration(version, base_version=body.base_version, message=body.message)
+    return stored.save(caller, project_id, change, commit)
+
+
+@router.get("/v1/projects/<project_id>/files", scope="read")
+def files(project_id: UUID, caller: api.Caller, tx: api.Tx, version: Version | None = None) -> Files:
+    found = _version(tx, access.look(tx, caller, project_id), version)
+    return Files(
+        version=found.number,
+        sha256=found.sha256 or None,
+        total_bytes=found.total_bytes,
+        files=list(found.index),
+        download_url=buckets.download_url(found.s3_key, found.s3_version, f"version-{found.number}.json")
+        if found.number
+        else None,
+    )
+
+
+@router.get("/v1/projects/<project_id>/files/content", scope="read")
+def content(
+    project_id: UUID,
+    path: Annotated[str, Query(min_length=1, max_length=1024)],
+    caller: api.Caller,
+    commit: api.Commit,
+    version: Version | None = None,
+) -> Content:
+    found = commit(lambda tx: _version(tx, access.look(tx, caller, project_id), version))
+    file = next((each for each in found.index if each.path == path), None)
+    if file is None:
+        raise NotFound(f"Version {found.number} has no file of this path.")
+    text = found.contents()[path]
+    if len(json.dumps(text, ensure_ascii=False).encode()) > MAX_ANSWER:
+        raise TooLarge("This file is too large to be sent by itself. Fetch the version by its download_url.")
+    return Content(version=found.number, content=text, **file.model_dump())
+
+
+@router.get("/v1/projects/<project_id>/versions", scope="read")
+def versions(
+    project_id: UUID, caller: api.Caller, tx: api.Tx, limit: api.Limit = 20, cursor: api.Cursor = None
+) -> api.Page[stored.VersionEntry]:
+    access.enter(tx, caller, project_id, "read")
+    before = api.decode_cursor(cursor, int)
+    found = stored.versions(tx, project_id, before=before, limit=limit + 1)
+    return api.page(found, limit, lambda last: last.version)
+
+
+def _version(tx: api.Tx, found: access.Access, number: int | None) -> stored.Version:
+    """Of a public project others read the newest only: what it held before is its people's."""
+    newest = stored.newest(tx, found.project_id)
+    if number in {None, newest.number}:
+        return newest
+    if found.standing == "public":
+        raise NotFound(f"The project has no version {number}.")
+    return stored.read(tx, found.project_id, number or 0)
+
+
+handler = api.lambda_handler(router)

@@ -1,0 +1,123 @@
+"""The bucket of projects' files and uploads: put once, read what was put, and let browsers up and down.
+
+Whatever fails in passing leaves here as problems.Unavailable.
+"""
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from backplane.config import settings
+from backplane.problems import Unavailable
+
+DOWNLOAD_SECONDS = 900
+
+JSON = "application/json"
+
+
+class BrokenObjectError(RuntimeError):
+    """An object is not what the database says was put there."""
+
+
+def put_once(key: str, body: bytes, sha256: str, content_type: str = JSON) -> str:
+    """Stores what must not be there yet. Answers S3's id of the version.
+
+    A put whose answer was lost is tried again by boto3 and finds itself there.
+    """
+    with _passing():
+        try:
+            answer = _client().put_object(
+                Bucket=name(),
+                Key=key,
+                Body=body,
+                ContentType=content_type,
+                ChecksumSHA256=base64.b64encode(bytes.fromhex(sha256)).decode(),
+                Metadata={"sha256": sha256},
+                IfNoneMatch="*",
+            )
+        except _client_error() as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 412:  # noqa: PLR2004  precondition failed
+                raise
+            answer = _client().head_object(Bucket=name(), Key=key)
+            if answer["Metadata"].get("sha256") != sha256:
+                raise BrokenObjectError(f"{key} is taken by something else") from error
+    version: str = answer["VersionId"]
+    return version
+
+
+def read(key: str, version: str, sha256: str) -> bytes:
+    """What was put there. Raises BrokenObjectError where it is gone or is something else."""
+    with _passing():
+        try:
+            body: bytes = _client().get_object(Bucket=name(), Key=key, VersionId=version)["Body"].read()
+        except _client_error() as error:
+            if error.response["Error"]["Code"] in {"NoSuchKey", "NoSuchVersion"}:
+                raise BrokenObjectError(f"{key} is gone from the bucket") from error
+            raise
+    if hashlib.sha256(body).hexdigest() != sha256:
+        raise BrokenObjectError(f"{key} has another SHA-256 than was put there")
+    return body
+
+
+def download_url(key: str, version: str, file_name: str) -> str:
+    """Where whoever is given it may fetch the object for a quarter of an hour, as a file of that name."""
+    url: str = _client().generate_presigned_url(
+        "get_object",
+        Params={
+            "Bucket": name(),
+            "Key": key,
+            "VersionId": version,
+            "ResponseContentDisposition": f"attachment; filename={json.dumps(file_name)}",
+        },
+        ExpiresIn=DOWNLOAD_SECONDS,
+    )
+    return url
+
+
+def name() -> str:
+    if not (bucket := settings().files_bucket):
+        raise RuntimeError("there is no bucket for files: set FILES_BUCKET")
+    return bucket
+
+
+@contextmanager
+def _passing() -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise Unavailable("The storage can't be reached at the moment. Repeat the request.") from error
+
+
+def _client_error() -> Any:
+    from botocore.exceptions import ClientError
+
+    return ClientError
+
+
+def _client() -> Any:
+    # By address too: tests start an AWS of their own, one after another.
+    return _made(os.environ.get("AWS_ENDPOINT_URL"))
+
+
+@cache
+def _made(_: str | None) -> Any:
+    # A quarter of a second, which only those who reach S3 pay. Presigned URLs of KMS-encrypted objects need
+    # version 4 of the signature, and the region's own address, which new buckets answer under from the start.
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=2,
+        read_timeout=10,
+        retries={"mode": "standard", "total_max_attempts": 3},
+        signature_version="s3v4",
+        s3={"addressing_style": "virtual", "us_east_1_regional_endpoint": "regional"},
+    )
+    return boto3.client("s3", config=config)
