@@ -25,6 +25,8 @@ class Sample:
     headers: Mapping[str, str] | None = None
     body: Any = None
     user: str = "user_demo"  # whose token goes with a request to /v1
+    platform: str | None = None  # the platform role that he gets first
+    after: str | None = None  # the sample beside it that is sent first, for its answer's id
     invoke: Any = None
 
 

@@ -12,13 +12,13 @@ import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from local import assignment, running, sample
 from local.refusal import Refusal, exits
 from local.sample import Sample
-from local.token import mint
+from local.token import mint, promote
 
 TIMEOUT = 60  # seconds
 MAX_AT_ONCE = 1000
@@ -53,6 +53,7 @@ def main() -> int:
         raise Refusal(
             f"{arguments.event} is no request: `make invoke F=… E={arguments.event}` invokes with it."
         )
+    event = prepared(stack, event, Path(arguments.event).parent)
     for each in (one for text in arguments.set for one in assignment.parse(text)):
         each.apply(event.body)
     expected = _refusal(event) if arguments.forge else None
@@ -78,6 +79,23 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MAX_AT_ONCE:
         raise Refusal(f"N is a number from 1 to {MAX_AT_ONCE}, not {text}.")
     return int(text)
+
+
+def prepared(stack: running.Stack, event: Sample, folder: Path) -> Sample:
+    """The sample once what it needs is there: its user's platform role, the row that its path names.
+
+    Raises Refusal where that can't be made.
+    """
+    if event.platform:
+        promote(stack, event.user, event.platform)
+    if event.after is None or event.path is None:
+        return event
+    [first] = send(stack, sample.read(folder / event.after))
+    if first.status >= 400:  # noqa: PLR2004  the first status of an error
+        raise Refusal(
+            f"{event.after} must come first, and is refused ({first.kind}): {_readable(first.body)}"
+        )
+    return replace(event, path=event.path.replace("{id}", json.loads(first.body)["id"]))
 
 
 def send(stack: running.Stack, event: Sample, times: int = 1, *, forged: bool = False) -> list[Answer]:

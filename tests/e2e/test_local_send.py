@@ -59,6 +59,32 @@ def test_a_users_end_is_a_sample_too(stack: Cloud) -> None:
     assert status(send(stack, "events/clerk/user_deleted.json", "--set", f"data.id={user}")) == "processed"
 
 
+def test_the_samples_tell_of_money_that_goes_back(stack: Cloud) -> None:
+    order = [
+        CLERK,
+        STRIPE,
+        "events/stripe/charge_refunded.json",
+        "events/stripe/refund_failed.json",
+        "events/stripe/dispute_funds_withdrawn.json",
+        "events/stripe/dispute_won.json",
+    ]
+    answers = {file: status(send(stack, file)) for file in order}
+
+    assert set(answers.values()) == {"processed"}, answers
+
+
+def test_the_samples_tell_of_an_organisation_and_of_a_plan_paid_through_clerk(stack: Cloud) -> None:
+    order = [
+        CLERK,
+        "events/clerk/organization_created.json",
+        "events/clerk/organization_membership_created.json",
+        "events/clerk/subscription_item_active.json",
+    ]
+    answers = {file: status(send(stack, file)) for file in order}
+
+    assert set(answers.values()) == {"processed"}, answers
+
+
 def test_every_sample_is_in_one_of_these_tests() -> None:
     text = Path(__file__).read_text()
 
