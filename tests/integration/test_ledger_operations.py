@@ -211,6 +211,39 @@ def test_a_refund_of_an_ended_period_comes_back_too(system_db: Database) -> None
     assert_books_balance(system_db, organization_id)
 
 
+def test_credits_that_expire_amid_a_refund_are_given_back_or_replaced_and_not_lost(
+    system_db: Database,
+) -> None:
+    """Whether a grant is over takes so long to find out that it is, by the next look at the clock."""
+    organization_id = new_account(system_db)
+    over = give(organization_id, 5, source="plan", expires_at=soon())
+    expiring = give(organization_id, 5, source="promotion", expires_at=soon())
+    debit_id = spend(organization_id, 10)
+    pass_expiry(system_db, over)
+    rows(
+        system_db,
+        """
+        CREATE OR REPLACE FUNCTION credits.is_over(p_grant credits.grants, p_at timestamptz) RETURNS boolean
+            LANGUAGE plpgsql
+            AS $$
+        DECLARE
+            v_over boolean := p_grant.ended_at IS NOT NULL OR p_grant.expires_at <= p_at;
+        BEGIN
+            PERFORM pg_sleep_until(p_grant.expires_at);
+            RETURN v_over;
+        END
+        $$
+        """,
+    )
+    rows(
+        system_db,
+        "UPDATE credits.grants SET expires_at = clock_timestamp() + interval '1 second' WHERE id = %s",
+        expiring,
+    )
+    refund(organization_id, debit_id)
+    assert_books_balance(system_db, organization_id)
+
+
 @pytest.mark.parametrize(("each", "wins"), [(1, 10), (3, 3), (10, 1), (None, 1)])
 def test_refunds_that_race_never_exceed_their_debit(system_db: Database, each: int | None, wins: int) -> None:
     organization_id = new_account(system_db, 10)
