@@ -75,9 +75,9 @@ def stats(caller: api.Caller, tx: api.Tx, period: project_activity.Period = "30d
 def activity(
     caller: api.Caller, tx: api.Tx, limit: api.Limit = 10, cursor: api.Cursor = None
 ) -> api.Page[project_activity.Activity]:
-    before = api.decode_cursor(cursor, tuple[datetime, UUID])
+    before = api.decode_cursor(cursor, UUID)
     found = project_activity.activity(tx, caller.organization_id, before=before, limit=limit + 1)
-    return api.page(found, limit, lambda last: (last.timestamp, last.id))
+    return api.page(found, limit, lambda last: last.id)
 
 
 @router.get("/v1/projects/<project_id>", scope="read")
