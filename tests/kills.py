@@ -1,6 +1,8 @@
-"""Deaths at a chosen statement: of the session, and of the process with it."""
+"""Deaths at a chosen statement, of the session and of the process with it; and deaths amid a crowd."""
 
-from collections.abc import Callable, Iterator
+import random
+import threading
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,3 +38,31 @@ def end_the_session(database: Database) -> None:
     pid = db.connection().info.backend_pid
     with database.connect() as other:
         other.execute("SELECT pg_terminate_backend(%s, 60000)", [pid])
+
+
+def amid(database: Database, role: str, done: Sized, over: threading.Event, luck: random.Random) -> int:
+    """Ends one of the role's sessions, at random, each time a few more things are done, until it is over.
+
+    Answers how many. By what is done and not by the clock, so that a slow machine has no more to repeat.
+    """
+    killed = 0
+    with database.connect() as killer:
+        while not over.is_set():
+            enough = len(done) + luck.randint(1, 8)
+            while len(done) < enough and not over.wait(0.001):
+                pass
+            over.wait(luck.uniform(0, 0.003))
+            killed += killer.execute(
+                """
+                SELECT pg_terminate_backend(pid)
+                FROM (
+                    SELECT pid
+                    FROM pg_stat_activity
+                    WHERE datname = current_database() AND usename = %s
+                    ORDER BY random()
+                    LIMIT 1
+                ) AS victim
+                """,
+                [role],
+            ).rowcount
+    return killed

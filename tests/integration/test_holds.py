@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from tests import kills
 from tests.databases import Database
 from tests.ledgers import (
     assert_books_balance,
@@ -619,33 +620,16 @@ class Insistent:
 def test_killed_backends_lose_no_hold_and_close_none_twice(system_db: Database) -> None:
     organization_id = new_account(system_db, 300, 300, 400)
     over = threading.Event()
-    luck = random.Random(11)
-
-    def kill() -> int:
-        killed = 0
-        with system_db.connect() as killer:
-            while not over.wait(luck.uniform(0, 0.02)):
-                killed += killer.execute(
-                    """
-                    SELECT pg_terminate_backend(pid)
-                    FROM (
-                        SELECT pid
-                        FROM pg_stat_activity
-                        WHERE datname = current_database() AND usename = 'backplane_app'
-                        ORDER BY random()
-                        LIMIT 1
-                    ) AS victim
-                    """
-                ).rowcount
-        return killed
+    begun: list[UUID] = []
 
     def work(worker: int) -> int:
         """Holds, settles a part, refunds some of that; or holds and releases. Answers what it used."""
         used = 0
         caller = Insistent(system_db)
-        for number in range(40):
+        for number in range(20):
             common = {"key": f"{worker}-{number}", "actor": "key:1"}
             made, _ = caller.ask(holds.hold, organization_id, "ai_text_chat", 4, **common)
+            begun.append(made.id)
             if number % 4 == 0:
                 caller.ask(holds.release, organization_id, made.id, **common)
                 continue
@@ -658,14 +642,14 @@ def test_killed_backends_lose_no_hold_and_close_none_twice(system_db: Database) 
         return used
 
     with ThreadPoolExecutor(5) as pool:
-        killing = pool.submit(kill)
+        killing = pool.submit(kills.amid, system_db, "backplane_app", begun, over, random.Random(11))
         try:
             used = sum(pool.map(work, range(4)))
         finally:
             over.set()
         assert killing.result(timeout=30) > 3
-    assert used == 4 * 30 * 2
+    assert used == 4 * 15 * 2
     assert balance(organization_id) == (1000 - used, 0, 0)
     kinds = Counter(entry["kind"] for entry in entries(system_db, organization_id))
-    assert kinds == {"grant": 3, "hold": 160, "release": 40, "settle": 120, "refund": 120}
+    assert kinds == {"grant": 3, "hold": 80, "release": 20, "settle": 60, "refund": 60}
     assert_books_balance(system_db, organization_id)

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from tests import kills
 from tests.databases import Database, await_waiting
 from tests.ledgers import (
     assert_books_balance,
@@ -37,6 +38,7 @@ from backplane.problems import (
 HOUR = timedelta(hours=1)
 WORKERS = 32
 SAME_KEY = 16
+EACH = 40  # debits of a worker whose sessions are killed
 
 
 def soon(hours: int = 1) -> datetime:
@@ -564,31 +566,13 @@ def test_processes_that_spend_through_the_layer_spend_what_is_there(database: Da
 def test_killed_backends_lose_no_debit_and_make_none_twice(system_db: Database) -> None:
     organization_id = new_account(system_db, 1000)
     over = threading.Event()
-    luck = random.Random(7)
-
-    def kill() -> int:
-        killed = 0
-        with system_db.connect() as killer:
-            while not over.wait(luck.uniform(0, 0.02)):
-                killed += killer.execute(
-                    """
-                    SELECT pg_terminate_backend(pid)
-                    FROM (
-                        SELECT pid
-                        FROM pg_stat_activity
-                        WHERE datname = current_database() AND usename = 'backplane_system'
-                        ORDER BY random()
-                        LIMIT 1
-                    ) AS victim
-                    """
-                ).rowcount
-        return killed
+    done: list[str] = []
 
     def spend(worker: int) -> dict[str, UUID]:
         """Repeats each key until it is answered."""
         answered: dict[str, UUID] = {}
         connection = system_db.connect("backplane_system")
-        for number in range(100):
+        for number in range(EACH):
             key = f"{worker}-{number}"
             for _ in range(1000):
                 try:
@@ -601,20 +585,21 @@ def test_killed_backends_lose_no_debit_and_make_none_twice(system_db: Database) 
                 else:
                     assert row is not None
                     answered[key] = row["id"]
+                    done.append(key)
                     break
         connection.close()
         return answered
 
     with ThreadPoolExecutor(7) as pool:
-        killing = pool.submit(kill)
+        killing = pool.submit(kills.amid, system_db, "backplane_system", done, over, random.Random(7))
         spending = [pool.submit(spend, worker) for worker in range(5)]
         try:
             # And one through the layer, which knows what may be repeated and says what it does not know.
             through_the_layer = {
-                f"layer-{number}": _insist(organization_id, f"layer-{number}") for number in range(100)
+                f"layer-{number}": _insist(organization_id, f"layer-{number}") for number in range(EACH)
             }
             answered = through_the_layer | {
-                key: entry for future in spending for key, entry in future.result(timeout=90).items()
+                key: entry for future in spending for key, entry in future.result(timeout=200).items()
             }
         finally:
             over.set()
@@ -622,8 +607,8 @@ def test_killed_backends_lose_no_debit_and_make_none_twice(system_db: Database) 
 
     booked = [entry for entry in entries(system_db, organization_id) if entry["kind"] == "debit"]
     assert {entry["idempotency_key"]: entry["id"] for entry in booked} == answered
-    assert len(booked) == len(answered) == 600
-    assert db.run(lambda tx: ledger.balance(tx, organization_id)).available == 400
+    assert len(booked) == len(answered) == 6 * EACH
+    assert db.run(lambda tx: ledger.balance(tx, organization_id)).available == 1000 - 6 * EACH
     assert_books_balance(system_db, organization_id)
 
 
