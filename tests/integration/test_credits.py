@@ -185,10 +185,18 @@ def test_what_is_not_for_sale_is_refused(app_db: Database, ada: Customer, operat
 
 @pytest.mark.parametrize(
     ("quantity", "status"),
-    [(1, 201), (100, 201), (101, 402), (1_000_000, 402), (1_000_001, 422), (0, 422), (-1, 422), (2**63, 422)],
+    [
+        *((1, 201), (100, 201), (101, 402), (1_000_000, 402), (1_000_001, 422)),
+        *((0, 422), (-1, 422), (2**31, 422), (2**63, 422), (-(2**63), 422), (10**4000, 422)),
+        *((1.0, 422), (1.5, 422), ("1", 422), (True, 422), (None, 422), ([1], 422)),
+    ],
+    ids=lambda value: str(value)[:20],
 )
-def test_the_quantity_is_bounded(ada: Customer, quantity: int, status: int) -> None:
+def test_the_quantity_is_a_bounded_whole_number(
+    app_db: Database, ada: Customer, quantity: Any, status: int
+) -> None:
     assert debit(ada.token, key="key-1", quantity=quantity).status == status
+    assert len(entries(app_db, ada.organization_id)) == 1 + (status == 201)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +221,55 @@ def test_details_of_more_than_four_kibibytes_are_refused(ada: Customer) -> None:
         assert_problem(answer, 422, "invalid_request")
         assert answer.body["errors"][0]["loc"] == ["body", "details"]
         assert "4096 bytes" in answer.body["errors"][0]["msg"]
+
+
+@pytest.mark.parametrize("escape", [r"\u0000", r"\ud800"])
+def test_details_that_cannot_be_stored_are_refused(ada: Customer, escape: str) -> None:
+    for details in (f'{{"a": "{escape}"}}', f'{{"{escape}": 1}}'):
+        body = f'{{"operation": "ai_text_chat", "details": {details}}}'
+        answer = send("POST", "/v1/credits/debits", ada.token, key="key-1", body=body)
+        assert_problem(answer, 400, "invalid_payload")
+        assert "cannot be stored" in answer.body["detail"]
+    assert available(ada) == 100
+
+
+# ---- keys ----
+
+
+@pytest.mark.parametrize(
+    ("key", "status"),
+    [
+        *(("k", 201), ("k" * 255, 201), (" ", 201), ("~ !\"'\\;--", 201)),
+        *(("", 422), ("k" * 256, 422), ("\x7f", 422), ("a\tb", 422), ("a\n", 422), ("é", 422)),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_key_is_1_to_255_printable_characters(
+    app_db: Database, ada: Customer, key: str, status: int
+) -> None:
+    answer = debit(ada.token, key=key)
+    assert answer.status == status
+    if status == 201:
+        assert debit(ada.token, key=key).body == answer.body
+    else:
+        assert answer.body["errors"][0]["loc"] == ["header", "idempotency-key"]
+    assert len(entries(app_db, ada.organization_id)) == 1 + (status == 201)
+
+
+@pytest.mark.parametrize("costs", ['{"ai_text_chat": 0, "video": 0}', "{}"], ids=["free", "gone"])
+def test_a_replay_does_not_ask_for_the_price(app_db: Database, ada: Customer, costs: str) -> None:
+    set_costs(app_db, '{"ai_text_chat": 2, "video": 3}')
+    for operation in ("ai_text_chat", "video"):
+        request = {"operation": operation, "quantity": 2}
+        for path in ("debits", "holds"):
+            set_costs(app_db, '{"ai_text_chat": 2, "video": 3}')
+            first = send("POST", f"/v1/credits/{path}", ada.token, key=operation, body=request)
+            set_costs(app_db, costs)
+            again = send("POST", f"/v1/credits/{path}", ada.token, key=operation, body=request)
+            assert (first.status, again.status, again.body) == (201, 201, first.body)
+            assert again.headers["idempotent-replayed"] == "true"
+    assert available(ada) == 80
+    assert_books_balance(app_db, ada.organization_id)
 
 
 # ---- prices ----
@@ -283,9 +340,11 @@ def test_a_viewer_reads_and_does_not_spend(app_db: Database, ada: Customer) -> N
     token(org_id="org_acme", org_role="org:admin")
     viewer = token("user_vic", org_id="org_acme", org_role="org:viewer")
     assert send("GET", "/v1/credits", viewer).status == 200
-    answer = debit(viewer, key="key-1")
-    assert_problem(answer, 403, "forbidden")
-    assert "`credits:spend`" in answer.body["detail"]
+    for path in ("debits", "holds"):
+        body = {"operation": "ai_text_chat"}
+        answer = send("POST", f"/v1/credits/{path}", viewer, key="key-1", body=body)
+        assert_problem(answer, 403, "forbidden")
+        assert "`credits:spend`" in answer.body["detail"]
 
 
 @pytest.mark.parametrize(
@@ -298,6 +357,24 @@ def test_a_key_does_what_its_scopes_say(
     for path in ("", "/costs", "/entries", "/usage"):
         assert send("GET", f"/v1/credits{path}", key).status == reads
     assert debit(key, key="key-1").status == spends
+
+
+def test_only_who_may_name_an_organisation_spends_of_another(app_db: Database, ada: Customer) -> None:
+    other = sign_up("user_bob")
+    key = mint(app_db, ada.organization_id, ["credits:spend", "read"])
+    for credential in (ada.token, key):
+        for method, path in (("GET", ""), ("GET", "/entries"), ("GET", "/audit"), ("POST", "/debits")):
+            body = {"operation": "ai_text_chat"} if method == "POST" else None
+            answer = send(
+                method,
+                f"/v1/credits{path}",
+                credential,
+                key="key-1",
+                body=body,
+                organization=other.organization_id,
+            )
+            assert_problem(answer, 403, "forbidden")
+    assert (available(ada), available(other)) == (100, 100)
 
 
 def test_a_service_key_spends_for_the_organisation_it_names(app_db: Database, ada: Customer) -> None:
@@ -401,7 +478,7 @@ def usage(customer: Customer, **query: str) -> dict[str, Any]:
 def book_earlier(database: Database, customer: Customer, key: str, **ago: float) -> date:
     """Moves a debit into the past, around the trigger that forbids it. Answers its UTC day."""
     with database.connect() as connection:
-        connection.execute("ALTER TABLE credits.entries DISABLE TRIGGER entries_append_only")
+        connection.execute("ALTER TABLE credits.entries DISABLE TRIGGER USER")
         row = connection.execute(
             """
             UPDATE credits.entries
@@ -411,7 +488,7 @@ def book_earlier(database: Database, customer: Customer, key: str, **ago: float)
             """,
             [timedelta(**ago), customer.organization_id, key],
         ).fetchone()
-        connection.execute("ALTER TABLE credits.entries ENABLE TRIGGER entries_append_only")
+        connection.execute("ALTER TABLE credits.entries ENABLE TRIGGER USER")
     assert row is not None
     day: date = row["day"]
     return day

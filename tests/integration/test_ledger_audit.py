@@ -121,7 +121,7 @@ def test_each_way_of_breaking_the_books_is_found(
 ) -> None:
     broken = used_account(system_db)
     with system_db.connect() as owner:
-        owner.execute("ALTER TABLE credits.entries DISABLE TRIGGER entries_append_only")
+        owner.execute("ALTER TABLE credits.entries DISABLE TRIGGER USER")
         owner.execute(breakage.encode())
     sound = used_account(system_db)
 
