@@ -607,7 +607,6 @@ class LedgerAndModel(RuleBasedStateMachine):
         assert sum(grant.remaining for grant in seen.grants) == seen.available
 
 
-@pytest.mark.timeout(300)
 def test_any_sequence_of_mutations_ends_where_the_model_says(system_db: Database) -> None:
     for plan, carry in ROLLOVERS.items():
         roll_over(system_db, plan, carry)
