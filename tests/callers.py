@@ -13,7 +13,6 @@ import account
 import admin
 import billing
 import credits  # noqa: A004  the function of this name
-import files
 import generations
 import jwt
 import plans
@@ -25,6 +24,7 @@ from tests.databases import Database
 from tests.senders import Answer, http_event
 from tests.senders import call as invoke
 
+import files
 from backplane import api, auth, config
 
 ISSUER = "https://clerk.example.com"
@@ -42,7 +42,7 @@ FUNCTIONS: dict[str, tuple[api.Router, api.Handler]] = {
     "/v1/subscription": (billing.router, billing.handler),
     "/v1/billing": (billing.router, billing.handler),
     "/v1/plans": (plans.router, plans.handler),
-    "/v1/projects/{}/files": (files.router, files.handler),
+    "/v1/storage": (files.router, files.handler),
     "/v1/projects": (projects.router, projects.handler),
     "/v1/activity": (projects.router, projects.handler),
     "/v1/invitations": (projects.router, projects.handler),

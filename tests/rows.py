@@ -157,6 +157,9 @@ INSERTS = {
         VALUES (%(organization)s, %(project)s, 'files', 'stored', 'projects/' || %(n)s || '/files-v1.json',
                 'v1', 'version 1', 'application/json', 1, now(), now())
     """,
+    "storage.unknown_objects": """
+        INSERT INTO storage.unknown_objects (s3_key, s3_version, bytes) VALUES ('uploads/' || %(n)s, 'v1', 1)
+    """,
     "projects.file_versions": """
         INSERT INTO projects.file_versions
             (project_id, organization_id, version, object_id, s3_key, s3_version, epoch_ms, sha256,

@@ -1,18 +1,22 @@
-"""A project's files: saved, read and restored in versions."""
+"""A project's files, saved, read and restored in versions; uploads, and what an organisation has stored."""
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Self
 from uuid import UUID
 
 from aws_lambda_powertools.event_handler.openapi.params import Path, Query
+from bundles import read_bundle
 from pydantic import BaseModel, Field, model_validator
 
-from backplane import access, api, buckets
+from backplane import access, api, buckets, db, limits, stored_objects, subscriptions, uploads
 from backplane import files as stored
 from backplane.file_changes import IndexedFile, NewFile, Operation
 from backplane.problems import NotFound, TooLarge
 
 MAX_ANSWER = 5_500_000  # bytes of JSON; Lambda answers 6 MB at most
+
+MAX_BUNDLE_BYTES = 100 * 1024**2
 
 router = api.Router(with_nul=True)  # files' contents go to S3, which stores any text
 
@@ -30,14 +34,21 @@ class File(api.Body):
 class Save(api.Body):
     base_version: Base | None = None
     operation: Operation = "upsert"
-    files: list[File]
+    files: list[File] | None = None
+    bundle_id: Annotated[UUID, Field(strict=False)] | None = (
+        None  # instead of files: a bundle of them that was uploaded
+    )
     message: Message | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if not self.files and self.operation != "replace":
+        if (self.files is None) == (self.bundle_id is None):
+            raise ValueError("send either files or the bundle_id of an uploaded bundle")
+        if self.bundle_id is not None and self.operation == "delete":
+            raise ValueError("name the files to delete; a bundle brings contents")
+        if self.files == [] and self.operation != "replace":
             raise ValueError("name at least one file; only replace takes none, and deletes all")
-        if self.operation != "delete" and any(file.content is None for file in self.files):
+        if self.operation != "delete" and any(file.content is None for file in self.files or ()):
             raise ValueError(f"each file needs its content to {self.operation} it")
         return self
 
@@ -45,6 +56,23 @@ class Save(api.Body):
 class Restore(api.Body):
     base_version: Base | None = None
     message: Message | None = None
+
+
+class NewBundle(api.Body):
+    bytes: int = Field(ge=1, le=MAX_BUNDLE_BYTES)
+
+
+class NewUpload(api.Body):
+    name: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f/\\]*$")]
+    content_type: Annotated[str, Field(max_length=100)]
+    bytes: int = Field(ge=1, lt=2**63)
+
+
+class Storage(BaseModel):
+    used_bytes: int  # stored, and reserved for uploads under way
+    limit_bytes: int  # -1: unlimited
+    items: list[stored_objects.StoredObject]
+    next_cursor: str | None
 
 
 class Files(BaseModel):
@@ -65,13 +93,39 @@ class Content(BaseModel):
 
 @router.post("/v1/projects/<project_id>/files", scope="files:write", status_code=201)
 def save(project_id: UUID, body: Save, caller: api.Caller, commit: api.Commit) -> stored.Saved:
+    """Files of more than 6 MB in all come as a bundle: POST …/files/bundles, upload it, then save it here."""
+    bundle_id = body.bundle_id
+    if bundle_id is None:
+        named = [NewFile(file.path, file.content) for file in body.files or ()]
+    else:
+        named = read_bundle(caller, project_id, bundle_id)
     change = stored.Change(
         operation=body.operation,
-        files=[NewFile(file.path, file.content) for file in body.files],
+        files=named,
         base_version=body.base_version,
         message=body.message,
     )
-    return stored.save(caller, project_id, change, commit)
+    if bundle_id is None:
+        return stored.save(caller, project_id, change, commit)
+
+    def save_and_release(save: Callable[[db.Tx], stored.Saved]) -> stored.Saved:
+        def work(tx: db.Tx) -> stored.Saved:
+            saved = save(tx)
+            uploads.use(tx, bundle_id)
+            return saved
+
+        result: stored.Saved = commit(work)
+        return result
+
+    return stored.save(caller, project_id, change, save_and_release)
+
+
+@router.post("/v1/projects/<project_id>/files/bundles", scope="files:write", status_code=201)
+def grant_bundle(project_id: UUID, body: NewBundle, caller: api.Caller, tx: api.Tx) -> uploads.Granted:
+    """For JSON as `download_url` gives it: {"files": {path: content}}."""
+    found = access.enter(tx, caller, project_id, "files:write")
+    owner = stored_objects.Owner(found.organization_id, project_id, caller.user_id)
+    return uploads.grant(tx, owner, "bundle", name="bundle", content_type=buckets.JSON, size=body.bytes)
 
 
 @router.post("/v1/projects/<project_id>/versions/<version>/restore", scope="files:write", status_code=201)
@@ -122,6 +176,41 @@ def versions(
     before = api.decode_cursor(cursor, int)
     found = stored.versions(tx, project_id, before=before, limit=limit + 1)
     return api.page(found, limit, lambda last: last.version)
+
+
+# ---- uploads and storage ----
+
+
+@router.post("/v1/projects/<project_id>/uploads", scope="files:write", status_code=201)
+def upload(project_id: UUID, body: NewUpload, caller: api.Caller, tx: api.Tx) -> uploads.Granted:
+    found = access.enter(tx, caller, project_id, "files:write")
+    owner = stored_objects.Owner(found.organization_id, project_id, caller.user_id)
+    return uploads.grant(tx, owner, "upload", name=body.name, content_type=body.content_type, size=body.bytes)
+
+
+@router.get("/v1/storage", scope="read")
+def storage(caller: api.Caller, tx: api.Tx, limit: api.Limit = 20, cursor: api.Cursor = None) -> Storage:
+    organization_id = caller.organization_id
+    stored_objects.expire(tx, organization_id)
+    plan = subscriptions.entitlement(tx, organization_id)
+    usage = limits.usage(tx, organization_id, plan.plan_id)[stored_objects.LIMIT]
+    before = api.decode_cursor(cursor, UUID)
+    found = stored_objects.stored(tx, organization_id, before=before, limit=limit + 1)
+    items = [
+        item.model_copy(
+            update={"download_url": buckets.download_url(place.s3_key, place.s3_version, item.name)}
+        )
+        for item, place in found
+    ]
+    page = api.page(items, limit, lambda last: last.id)
+    return Storage(
+        used_bytes=usage.used, limit_bytes=usage.limit, items=page.items, next_cursor=page.next_cursor
+    )
+
+
+@router.delete("/v1/storage/<object_id>", scope="files:write")
+def delete(object_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
+    stored_objects.delete(tx, caller.organization_id, object_id)
 
 
 def _version(tx: api.Tx, found: access.Access, number: int | None) -> stored.Version:

@@ -64,6 +64,9 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "tokens_used": 1,
     },
     ("POST", "/v1/projects/<project_id>/files"): {"files": [{"path": "a", "content": "of ada"}]},
+    ("POST", "/v1/projects/<project_id>/files/bundles"): {"bytes": 1},
+    ("POST", "/v1/projects/<project_id>/uploads"): {"name": "a", "content_type": "image/png", "bytes": 1},
+    ("DELETE", "/v1/storage/<object_id>"): {},
     ("POST", "/v1/projects/<project_id>/versions/<version>/restore"): {},
     ("POST", "/v1/projects/<project_id>/messages"): {"role": "user", "content": "of ada"},
 }

@@ -33,6 +33,7 @@ LOGINS = {
     "clerk_webhook": "backplane_system",
     "credits": "backplane_app",
     "generations": "backplane_app",
+    "file_landed": "backplane_system",  # S3 tells of every organisation's uploads
     "files": "backplane_app",
     "health": "backplane_system",
     "ledger_audit": "backplane_system",
@@ -43,6 +44,7 @@ LOGINS = {
     "plans": "backplane_app",
     "restore_drill": "backplane_system",
     "projects": "backplane_app",
+    "storage_upkeep": "backplane_system",
     "stripe_reconciliation": "backplane_system",
     "stripe_webhook": "backplane_system",
     "sweeper": "backplane_system",

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -16,12 +17,29 @@ from backplane.config import settings
 from backplane.problems import Unavailable
 
 DOWNLOAD_SECONDS = 900
+GRANT_SECONDS = 900  # an upload may begin within
 
 JSON = "application/json"
 
 
 class BrokenObjectError(RuntimeError):
     """An object is not what the database says was put there."""
+
+
+@dataclass(frozen=True)
+class Landed:
+    """An object as it is, with its first bytes."""
+
+    version: str
+    size: int
+    content_type: str
+    head: bytes
+
+
+@dataclass(frozen=True)
+class PresignedPost:
+    url: str
+    fields: dict[str, str]
 
 
 def put_once(key: str, body: bytes, sha256: str, content_type: str = JSON) -> str:
@@ -62,6 +80,71 @@ def read(key: str, version: str, sha256: str) -> bytes:
     if hashlib.sha256(body).hexdigest() != sha256:
         raise BrokenObjectError(f"{key} has another SHA-256 than was put there")
     return body
+
+
+def read_bounded(key: str, limit: int) -> bytes | None:
+    """What was uploaded there, at most so many bytes of it; None where there is nothing."""
+    with _passing():
+        try:
+            body: bytes = _client().get_object(Bucket=name(), Key=key)["Body"].read(limit)
+        except _client_error() as error:
+            if error.response["Error"]["Code"] == "NoSuchKey":
+                return None
+            raise
+    return body
+
+
+def look(key: str, version: str, length: int) -> Landed | None:
+    """A version of an object with its first `length` bytes; None where it is gone."""
+    with _passing():
+        try:
+            whole = _client().head_object(Bucket=name(), Key=key, VersionId=version)
+            head = b""
+            if whole["ContentLength"]:
+                part = _client().get_object(
+                    Bucket=name(), Key=key, VersionId=version, Range=f"bytes=0-{length - 1}"
+                )
+                head = part["Body"].read()
+        except _client_error() as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in {404, 405}:  # gone, a delete marker
+                return None
+            raise
+    return Landed(version, whole["ContentLength"], whole["ContentType"], head)
+
+
+def delete_version(key: str, version: str) -> None:
+    """For ever, unlike `purge`."""
+    with _passing():
+        _client().delete_object(Bucket=name(), Key=key, VersionId=version)
+
+
+def purge(keys: list[str]) -> list[str]:
+    """Takes at most 1,000 objects away; the bucket keeps their versions for a while. Answers which."""
+    with _passing():
+        answer = _client().delete_objects(
+            Bucket=name(), Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        )
+    failed = {error["Key"] for error in answer.get("Errors", ())}
+    return [key for key in keys if key not in failed]
+
+
+def listing(prefix: str) -> Iterator[list[tuple[str, int]]]:
+    """The keys that begin so, with their sizes, in parts, in the order of their bytes."""
+    with _passing():
+        for page in _client().get_paginator("list_objects_v2").paginate(Bucket=name(), Prefix=prefix):
+            yield [(each["Key"], each["Size"]) for each in page.get("Contents", ())]
+
+
+def presigned_post(key: str, content_type: str, size: int) -> PresignedPost:
+    """What a browser needs to upload one object of 1 to `size` bytes and exactly this type."""
+    post = _client().generate_presigned_post(
+        name(),
+        key,
+        Fields={"Content-Type": content_type},
+        Conditions=[{"Content-Type": content_type}, ["content-length-range", 1, size]],
+        ExpiresIn=GRANT_SECONDS,
+    )
+    return PresignedPost(post["url"], post["fields"])
 
 
 def download_url(key: str, version: str, file_name: str) -> str:

@@ -7,12 +7,14 @@ Each function takes a transaction that sees the organisation.
 """
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
+from pydantic import BaseModel
+
 from backplane import db, limits
-from backplane.problems import Unavailable
+from backplane.problems import Conflict, NotFound, Unavailable
 
 LIMIT = "site.storage_bytes"
 FILES_GRANT = timedelta(minutes=15)  # longer than any function runs
@@ -135,3 +137,72 @@ def expire(tx: db.Tx, organization_id: UUID) -> int:
     if rows:
         limits.give_back(tx, organization_id, LIMIT, sum(row["bytes"] for row in rows))
     return len(rows)
+
+
+# ---- what an organisation has ----
+
+
+class StoredObject(BaseModel):
+    """What is stored and counts. Versions of files are among them."""
+
+    id: UUID
+    project_id: UUID
+    kind: Kind
+    name: str
+    content_type: str
+    bytes: int
+    created_by: UUID | None  # null: by a key
+    created_at: datetime
+    stored_at: datetime
+    download_url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an object is."""
+
+    s3_key: str
+    s3_version: str
+
+
+def stored(
+    tx: db.Tx, organization_id: UUID, *, before: UUID | None, limit: int
+) -> list[tuple[StoredObject, Place]]:
+    """Newest first."""
+    rows = tx.execute(
+        """
+        SELECT id, project_id, kind, name, content_type, bytes, created_by, created_at, stored_at, s3_key,
+               s3_version
+        FROM storage.objects
+        WHERE organization_id = %(organization_id)s
+          AND state = 'stored'
+          AND (%(before)s::uuid IS NULL OR id < %(before)s)
+        ORDER BY id DESC
+        LIMIT %(limit)s
+        """,
+        {"organization_id": organization_id, "before": before, "limit": limit},
+    ).fetchall()
+    return [(StoredObject.model_validate(row), Place(row["s3_key"], row["s3_version"])) for row in rows]
+
+
+def delete(tx: db.Tx, organization_id: UUID, object_id: UUID) -> None:
+    """Raises NotFound, Conflict for the version of files that is in force."""
+    row = tx.execute(
+        """
+        SELECT o.state, v.version = p.files_version AS in_force
+        FROM storage.objects AS o
+        LEFT JOIN projects.file_versions AS v ON v.object_id = o.id
+        LEFT JOIN projects.projects AS p ON p.id = v.project_id
+        WHERE o.id = %(id)s AND o.organization_id = %(organization_id)s AND o.state IN ('granted', 'stored')
+        """,
+        {"id": object_id, "organization_id": organization_id},
+    ).fetchone()
+    if row is None:
+        raise NotFound("There is no such object.")
+    if row["in_force"]:
+        raise Conflict(
+            "This is the version of its project's files that is in force. Save or restore another one first.",
+            code="invalid_state",
+        )
+    if not release(tx, object_id, of=row["state"]):  # it landed, or somebody else deleted it, a moment ago
+        raise Unavailable("The object is being changed. Repeat the request.", retry_after=1)
