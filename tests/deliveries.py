@@ -1,10 +1,12 @@
 """Events delivered at once, by processes as Lambda runs them: one connection and one event at a time each."""
 
+import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any
 
 from tests.databases import Database
@@ -30,8 +32,11 @@ def _enter(url: str, barrier: Any) -> None:
 
 def post(event: dict[str, Any]) -> tuple[int, str]:
     """Posts an event to its sender's function. Answers the HTTP status and what became of the event."""
-    # A Stripe event has its id in its body. Clerk's is a header, and builders count in each process.
-    answer = post_stripe(event) if "id" in event else post_clerk(event, f"msg_{event['data']['id']}")
+    # A Stripe event has its id in its body. Clerk's is a header: the same for the same body, in any process.
+    if "id" in event:
+        answer = post_stripe(event)
+    else:
+        answer = post_clerk(event, f"msg_{sha256(json.dumps(event).encode()).hexdigest()}")
     return answer.status, answer.body.get("status", "")
 
 

@@ -35,6 +35,10 @@ TASKS = (
         lambda tx, limit: inbox_upkeep.trim_bodies(tx, days=settings().webhook_body_days, limit=limit),
     ),
     Task(
+        "quarantined_bodies",
+        lambda tx, limit: inbox_upkeep.trim_quarantined(tx, days=settings().webhook_body_days, limit=limit),
+    ),
+    Task(
         "published_events",
         lambda tx, limit: outbox.purge(tx, days=settings().published_event_days, limit=limit),
     ),

@@ -52,6 +52,7 @@ def test_bodies_of_settled_events_are_forgotten_after_a_month_and_their_ids_are_
         "complete": True,
         "done": {
             "webhook_bodies": 3,
+            "quarantined_bodies": 0,
             "published_events": 0,
             "late_bodies_of_the_erased": 0,
             "idempotency_keys": 0,
@@ -62,6 +63,18 @@ def test_bodies_of_settled_events_are_forgotten_after_a_month_and_their_ids_are_
     assert gone == {"processed_31_1", "ignored_31_1", "stale_31_1"}
     assert len(bodies(system_db)) == 2 * len(STATUSES)
     assert run()["done"]["webhook_bodies"] == 0
+
+
+def test_poison_that_nobody_replayed_for_a_month_loses_its_body_and_what_is_dead_keeps_it(
+    system_db: Database,
+) -> None:
+    for status in ("quarantined", "dead"):
+        receive(system_db, status, days_ago=60)
+    rows(system_db, "UPDATE platform.webhook_inbox SET processed_at = clock_timestamp() - interval '29 days'")
+    assert run()["done"]["quarantined_bodies"] == 0
+    rows(system_db, "UPDATE platform.webhook_inbox SET processed_at = clock_timestamp() - interval '31 days'")
+    assert run()["done"]["quarantined_bodies"] == 1
+    assert bodies(system_db) == {"quarantined_60_1": False, "dead_60_1": True}
 
 
 def test_a_repetition_of_a_forgotten_event_is_a_duplicate_and_brings_no_body_back(

@@ -28,6 +28,7 @@ from tests.senders import (
     FIRST,
     SECOND,
     THIRD,
+    charge,
     checkout_session,
     invoice_line,
     invoice_payment,
@@ -470,18 +471,65 @@ def test_a_pack_that_was_paid_is_granted_though_its_customer_is_deleted(
     assert available(system_db, customer) == SIGN_UP + 500
 
 
-def test_a_customer_deleted_before_he_was_linked_lets_nothing_wait(system_db: Database) -> None:
+def test_a_customer_deleted_before_he_was_linked_is_settled_by_the_checkout(system_db: Database) -> None:
     customer = new_customer()
     post_clerk(customer.sign_up())
     assert [status(event) for event in (customer.told("created"), customer.paid())] == ["parked", "parked"]
     assert status(deleted(customer)) == "processed"
-    assert status(customer.pack()) == "stale"
+    assert status(customer.pack()) == "parked"
     assert status(customer.checkout()) == "processed"
     found = rows(
         system_db, "SELECT DISTINCT status::text FROM platform.webhook_inbox WHERE provider = 'stripe'"
     )
     assert {row["status"] for row in found} == {"processed", "stale"}
+    assert (entitled(customer, system_db).tier, entitled(customer, system_db).status) == ("free", "canceled")
+    assert available(system_db, customer) == SIGN_UP + 500
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_refund_of_what_a_deleted_customer_had_paid_does_not_wait_for_ever(
+    system_db: Database, customer: Customer, shape: str
+) -> None:
+    status(deleted(customer))
+    names = {"payment_intent": "pi_1", "charge": "ch_1"}
+    old = names if shape == "old" else {}
+    assert status(customer.paid(shape=shape, id="in_1", **old)) == "stale"
+    if shape == "new":
+        assert status(stripe_event("invoice_payment.paid", invoice_payment("in_1", "pi_1"))) == "processed"
+    refunded = charge("ch_1", refunded=4900, payment_intent="pi_1")
+    assert status(stripe_event("charge.refunded", refunded)) == "processed"
+    assert available(system_db, customer) == SIGN_UP  # what lapsed with him is not owed
+
+
+def test_a_refund_of_an_invoice_that_gives_no_credits_does_not_wait_for_ever(
+    system_db: Database, customer: Customer
+) -> None:
+    bill = customer.paid(shape="old", reason="manual", payment_intent="pi_1", charge="ch_1")
+    assert status(bill) == "ignored"
+    refunded = charge("ch_1", refunded=4900, payment_intent="pi_1")
+    assert status(stripe_event("charge.refunded", refunded)) == "processed"
     assert available(system_db, customer) == SIGN_UP
+
+
+@pytest.mark.parametrize("last", range(5))
+def test_a_deleted_customers_story_ends_alike_whatever_came_last(system_db: Database, last: int) -> None:
+    """Also for what was told in the second of his deletion, and for his plan's last price."""
+    customer = new_customer()
+    post_clerk(customer.sign_up())
+    story = [
+        customer.checkout(),
+        customer.told("created", created=FIRST, status="incomplete", price="price_starter_monthly"),
+        customer.told("updated", created=FIRST + 90, status="past_due"),
+        customer.paid(),
+        deleted(customer),
+    ]
+    for event in [*story[last + 1 :], *story[: last + 1]]:
+        assert status(event) in {"processed", "stale", "parked"}
+    state = subscribed(system_db, customer)
+    assert (state["status"], state["price_id"]) == ("canceled", "price_pro_monthly")
+    assert state["ended_at"] == moment(FIRST + 90)
+    assert available(system_db, customer) == SIGN_UP
+    assert len(rows(system_db, "SELECT 1 FROM credits.grants WHERE source = 'plan'")) == 1
 
 
 # ---- whose stage, whose account ----

@@ -3,7 +3,8 @@
 A story is drawn: trial, renewals, changes of plan, packs, refunds in parts and failed, disputes, the
 end. Its events are shuffled, repeated, cut off and the rest sent late, one after the other and many
 at once. Whatever has been delivered until then, the database must say what the oracle computes from
-the set of facts delivered, which knows no order.
+the set of facts delivered, which knows no order. Where credits are spent in between, what is left depends
+on when; what was given and taken back does not.
 """
 
 import itertools
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.databases import ROLES, Database, create_database, drop_database, on
 from tests.deliveries import post, processes
-from tests.ledgers import assert_books_balance
+from tests.ledgers import assert_books_balance, debit
 from tests.payers import SIGN_UP, Customer, entitled, new_customer, organization, rows
 from tests.senders import (
     DAY,
@@ -56,6 +57,11 @@ class SignedUp(Fact): ...
 
 @dataclass(frozen=True)
 class Linked(Fact): ...
+
+
+@dataclass(frozen=True)
+class Gone(Fact):
+    """The customer was deleted."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,9 @@ class Expected:
     tier: str
     status: str
     available: int
-    grants: dict[str, int]  # what remains of each purchase's
+    grants: dict[str, int]  # what remains of each purchase's, where nothing is spent
+    taken: dict[str, int]  # what went back of each
+    lapsed: set[str]
 
 
 def expect(facts: set[Fact]) -> Expected | None:
@@ -127,20 +135,25 @@ def expect(facts: set[Fact]) -> Expected | None:
     linked = bool(of(Linked))
     states = sorted(of(State), key=lambda state: state.rank) if linked else []
     newest = states[-1] if states else None
-    over = newest is not None and newest.status == "canceled"
+    over = bool(of(Gone)) or (newest is not None and newest.status == "canceled")
     given = {g for g in of(Given) if g.period is None or linked}
     last = max((g.period for g in given if g.period is not None), default=None)
-    remains = {}
-    for g in given:
-        lapsed = g.period is not None and (over or g.period != last)
-        taken = share_taken(g.purchase, of(PaidBy), of(Refunded), of(Failed), of(Disputed))
-        remains[g.purchase] = 0 if lapsed else g.amount - int(g.amount * taken)
-    gives = newest is not None and newest.status not in {"incomplete", "canceled"}
+    lapsed = {g.purchase for g in given if g.period is not None and (over or g.period != last)}
+    taken = {
+        g.purchase: int(
+            g.amount * share_taken(g.purchase, of(PaidBy), of(Refunded), of(Failed), of(Disputed))
+        )
+        for g in given
+    }
+    remains = {g.purchase: 0 if g.purchase in lapsed else g.amount - taken[g.purchase] for g in given}
+    status = "inactive" if newest is None else "canceled" if over else newest.status
     return Expected(
-        tier=newest.plan if newest is not None and gives else "free",
-        status=newest.status if newest is not None else "inactive",
+        tier=newest.plan if newest is not None and status not in {"incomplete", "canceled"} else "free",
+        status=status,
         available=SIGN_UP + sum(remains.values()),
         grants=remains,
+        taken=taken,
+        lapsed=lapsed,
     )
 
 
@@ -345,12 +358,18 @@ def stories(draw: st.DrawFn) -> Story:
             plan = lower
         if draw(st.booleans()):
             story.buy_pack()
-    match draw(st.sampled_from(["goes on", "will end", "ended"])):
+    match draw(st.sampled_from(["goes on", "will end", "ended", "customer deleted"])):
         case "will end":
             story.state("updated", "active", plan, period, cancel_at=FIRST + (period + 1) * MONTH)
         case "ended":
             story.now += 60
             story.state("deleted", "canceled", plan, period, ended_at=story.now)
+        case "customer deleted":
+            story.now += 60
+            story.tell(
+                stripe_event("customer.deleted", {"id": customer.id, "object": "customer"}, created=story.now),
+                Gone(),
+            )
     return story
 
 
@@ -360,6 +379,7 @@ class Delivery:
 
     customer: Customer
     parts: list[list[Told]]
+    spend: int  # which part of what is available after the first part, in percent
 
 
 @st.composite
@@ -370,13 +390,13 @@ def deliveries(draw: st.DrawFn) -> Delivery:
     cut = draw(st.integers(0, len(shuffled)))
     again = [shuffled[index] for index in draw(st.lists(st.integers(0, len(shuffled) - 1), max_size=4))]
     parts = [shuffled[:cut], [*shuffled[cut:], *again]]
-    return Delivery(story.customer, parts)
+    return Delivery(story.customer, parts, draw(st.sampled_from([0, 70, 100])))
 
 
 # ---- the comparison ----
 
 
-def check(database: Database, customer: Customer, delivered: list[Told]) -> None:
+def check(database: Database, customer: Customer, delivered: list[Told], *, spent: bool = False) -> None:
     expected = expect({fact for told in delivered for fact in told.facts})
     known = rows(database, "SELECT 1 FROM identity.users WHERE clerk_id = %s", customer.user)
     if expected is None:
@@ -388,20 +408,29 @@ def check(database: Database, customer: Customer, delivered: list[Told]) -> None
     granted = rows(
         database,
         """
-        SELECT coalesce(checkout_session_id, invoice_id) AS purchase, remaining
+        SELECT coalesce(checkout_session_id, invoice_id) AS purchase, amount, remaining, clawed_back, lapsed
         FROM credits.grants
         WHERE organization_id = %s AND source <> 'sign_up'
         """,
         organization_id,
     )
     assert len(granted) == len(expected.grants)
-    assert {row["purchase"]: row["remaining"] for row in granted} == expected.grants
+    assert {row["purchase"] for row in granted} == set(expected.grants)
+    for row in granted:
+        # What lapsed unused counts as taken back, whichever came first.
+        back, taken = row["clawed_back"], expected.taken[row["purchase"]]
+        lapsed = row["purchase"] in expected.lapsed
+        assert back <= taken <= back + row["lapsed"] if lapsed else back == taken
+        assert back + row["lapsed"] + row["remaining"] <= row["amount"]
     [account] = rows(
         database,
         "SELECT available, held, debt FROM credits.accounts WHERE organization_id = %s",
         organization_id,
     )
-    assert account == {"available": expected.available, "held": 0, "debt": 0}
+    if not spent:
+        assert {row["purchase"]: row["remaining"] for row in granted} == expected.grants
+        assert account == {"available": expected.available, "held": 0, "debt": 0}
+    assert not (account["available"] and account["debt"])
     told = rows(
         database,
         "SELECT count(*) AS n FROM platform.outbox WHERE organization_id = %s AND type = 'credits.granted'",
@@ -417,12 +446,28 @@ def deliver(
     send: Callable[[list[dict[str, Any]]], list[tuple[int, str]]],
 ) -> None:
     delivered: list[Told] = []
+    spent = False
     for part in delivery.parts:
         for http_status, word in send([told.event for told in part]):
             assert http_status == 200
             assert word in {"processed", "stale", "parked", "duplicate"}
         delivered += part
-        check(database, delivery.customer, delivered)
+        check(database, delivery.customer, delivered, spent=spent)
+        spent = spent or spend(database, delivery.customer, delivery.spend)
+
+
+def spend(database: Database, customer: Customer, percent: int) -> bool:
+    """Spends so much of what is available. Answers whether anything was."""
+    if not rows(database, "SELECT 1 FROM identity.users WHERE clerk_id = %s", customer.user):
+        return False
+    organization_id = organization(database, customer)
+    [account] = rows(
+        database, "SELECT available FROM credits.accounts WHERE organization_id = %s", organization_id
+    )
+    credits_ = account["available"] * percent // 100
+    if credits_:
+        debit(organization_id, quantity=credits_)
+    return bool(credits_)
 
 
 _SETTINGS = settings(

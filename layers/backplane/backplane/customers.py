@@ -57,20 +57,37 @@ def of_organization(tx: db.Tx, provider: str, organization_id: UUID) -> str | No
 
 
 def link(tx: db.Tx, provider: str, customer_id: str, organization_id: UUID) -> bool:
-    """Links a customer, unless he is linked already, or deleted. Answers whether this call did."""
+    """Links a customer, unless he is linked already. Answers whether this call did.
+
+    One who was deleted before anybody said whose he was stays so, and what was told of him finds out.
+    """
     linked = tx.execute(
         """
-        INSERT INTO billing.customers (organization_id, provider, provider_customer_id)
+        INSERT INTO billing.customers AS c (organization_id, provider, provider_customer_id)
         VALUES (%s, %s, %s)
-        ON CONFLICT (provider, provider_customer_id) DO NOTHING
+        ON CONFLICT (provider, provider_customer_id) DO UPDATE
+        SET organization_id = EXCLUDED.organization_id
+        WHERE c.organization_id IS NULL
         """,
         [organization_id, provider, customer_id],
     )
     return linked.rowcount == 1
 
 
+def deleted_at(tx: db.Tx, provider: str, customer_id: str) -> datetime:
+    """When the customer of a tombstone was deleted."""
+    row = tx.execute(
+        "SELECT deleted_at FROM billing.customers WHERE provider = %s AND provider_customer_id = %s",
+        [provider, customer_id],
+    ).fetchone()
+    if row is None or row["deleted_at"] is None:
+        raise RuntimeError(f"{customer_id} has no tombstone")
+    moment: datetime = row["deleted_at"]
+    return moment
+
+
 def bury(tx: db.Tx, provider: str, customer_id: str, deleted_at: datetime) -> None:
-    """Leaves a tombstone: the customer is nobody's any more, and is never linked again."""
+    """Leaves a tombstone: the customer is over, and moves to nobody else."""
     tx.execute(
         """
         INSERT INTO billing.customers (provider, provider_customer_id, deleted_at)

@@ -140,3 +140,26 @@ def trim_bodies(tx: db.Tx, *, days: int, limit: int) -> int:
         """,
         {"days": days, "limit": limit},
     ).rowcount
+
+
+def trim_quarantined(tx: db.Tx, *, days: int, limit: int) -> int:
+    """Forgets the bodies of poison that nobody has replayed for so long: their alarm is over, and whom
+    they tell of, none could read. Answers how many, `limit` at most.
+    """
+    return tx.execute(
+        """
+        UPDATE platform.webhook_inbox
+        SET body = NULL
+        WHERE id IN (
+            SELECT id
+            FROM platform.webhook_inbox
+            WHERE body IS NOT NULL
+              AND status = 'quarantined'
+              AND processed_at < clock_timestamp() - make_interval(days => %(days)s)
+            ORDER BY id
+            LIMIT %(limit)s
+            FOR UPDATE SKIP LOCKED
+        )
+        """,
+        {"days": days, "limit": limit},
+    ).rowcount

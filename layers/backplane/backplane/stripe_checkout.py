@@ -75,7 +75,7 @@ def _organization(tx: Tx, session: CheckoutSession) -> tuple[UUID | None, tuple[
     """Whose the session is, and the customer where it linked him.
 
     None where nobody will ever be found and nothing of ours was bought: a guest at another product's
-    till. A paid pack of nobody's is parked instead, for a person to see. Raises Deleted, Park.
+    till. A paid pack of nobody's is parked instead, for a person to see. Raises Park.
     """
     known = None
     if session.customer is not None:
@@ -91,8 +91,6 @@ def _organization(tx: Tx, session: CheckoutSession) -> tuple[UUID | None, tuple[
         return named, ()
     if known is not None and known.organization_id is not None:
         return known.organization_id, ()  # a deleted customer's too: what was paid is due
-    if known is not None:
-        raise stripe_customers.Deleted
     if session.customer is not None:
         raise stripe_customers.unlinked(session.customer)
     if "pack_id" in session.metadata:

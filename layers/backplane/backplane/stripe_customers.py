@@ -8,29 +8,53 @@ is that one's, whoever the customer is linked to; the link is for those that nam
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from backplane import customers, inbox, ledger, stripe_events, subscriptions
 from backplane.db import Tx
 from backplane.inbox import Event, Outcome, Park, Quarantine
-from backplane.stripe_objects import Customer
+from backplane.stripe_objects import Customer, Subscription
 
 
 class Deleted(Exception):  # noqa: N818  an outcome, not an error
-    """The customer was deleted: what is told of him comes too late."""
+    """The customer was deleted: what is told of him comes too late. Whose it was is known all the same."""
+
+    def __init__(self, at: datetime, organization_id: UUID, arrived: tuple[str, ...]) -> None:
+        super().__init__("the customer was deleted")
+        self.at = at
+        self.organization_id = organization_id
+        self.arrived = arrived
+
+    def ended(self, subscription: Subscription) -> Subscription:
+        """The subscription as the deletion left it."""
+        if subscription.status == "canceled":
+            return subscription
+        over = {
+            "status": "canceled",
+            "ended_at": subscription.ended_at or self.at,
+            "canceled_at": subscription.canceled_at or self.at,
+        }
+        return subscription.model_copy(update=over)
 
 
 def organization(tx: Tx, customer: str, metadata: Mapping[str, Any]) -> tuple[UUID, tuple[str, ...]]:
     """The organisation that a subscription or an invoice is for, and the subjects that arrived by
     finding it out. Raises Deleted, Park.
     """
-    subject = customers.subject("stripe", customer)
-    inbox.lock(tx, subject)
+    inbox.lock(tx, customers.subject("stripe", customer))
     known = customers.find(tx, "stripe", customer)
+    found = _named_or_linked(tx, customer, known.organization_id if known is not None else None, metadata)
     if known is not None and known.deleted:
-        raise Deleted
-    linked = known.organization_id if known is not None else None
+        raise Deleted(customers.deleted_at(tx, "stripe", customer), *found)
+    return found
+
+
+def _named_or_linked(
+    tx: Tx, customer: str, linked: UUID | None, metadata: Mapping[str, Any]
+) -> tuple[UUID, tuple[str, ...]]:
+    subject = customers.subject("stripe", customer)
     reference = metadata.get("organization_id")
     if reference is not None:
         try:
@@ -55,7 +79,10 @@ def unlinked(customer: str) -> Park:
 
 
 def customer_deleted(tx: Tx, event: Event) -> Outcome:
-    """Leaves a tombstone and ends the customer's subscriptions, as Stripe does. Packs stay."""
+    """Leaves a tombstone and ends the customer's subscriptions, as Stripe does. Packs stay.
+
+    What is told of him later ends as it would have, told before.
+    """
     customer = stripe_events.read(Customer, event).id
     subject = customers.subject("stripe", customer)
     inbox.lock(tx, subject)
@@ -63,19 +90,17 @@ def customer_deleted(tx: Tx, event: Event) -> Outcome:
     if known is not None and known.deleted:
         return Outcome("stale", "the customer was deleted before", known.organization_id)
     customers.bury(tx, "stripe", customer, event.occurred_at)
-    for subscription in subscriptions.of_customer(tx, "stripe", customer):
+    for subscription, told in subscriptions.of_customer(tx, "stripe", customer):
         over = replace(
             subscription,
             status="canceled",
             canceled_at=subscription.canceled_at or event.occurred_at,
             ended_at=event.occurred_at,
         )
-        newest = subscriptions.as_of(
-            ended=True, occurred_at=event.occurred_at, kind_rank=2, status="canceled", event_id=event.id
-        )
-        if subscriptions.save(tx, over, as_of=newest):
+        # As an end, but no newer than it was: a state that comes late may tell its plan better.
+        if subscriptions.save(tx, over, as_of=subscriptions.as_ended(told)):
             ledger.end_subscription(
                 tx, over.organization_id, "stripe", over.provider_subscription_id, actor="stripe"
             )
-    # What waited for him to be linked waits in vain: it is told so.
-    return Outcome("processed", None, known.organization_id if known is not None else None, (subject,))
+    # What waits for him to be linked waits on: a checkout may yet say whose he was.
+    return Outcome("processed", None, known.organization_id if known is not None else None)

@@ -29,8 +29,8 @@ def _ours(effect: inbox.Effect) -> inbox.Effect:
             return Outcome("ignored", foreign)
         try:
             return effect(tx, event)
-        except stripe_customers.Deleted:
-            return Outcome("stale", "the customer was deleted")
+        except stripe_customers.Deleted as gone:
+            return Outcome("stale", str(gone), gone.organization_id, gone.arrived)
 
     return guarded
 

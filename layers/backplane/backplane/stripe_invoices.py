@@ -26,15 +26,20 @@ def invoice_paid(tx: Tx, event: Event) -> Outcome:
     invoice = stripe_events.read(Invoice, event)
     if invoice.subscription is None:
         return _NOT_OURS
-    organization_id, arrived = stripe_customers.organization(
-        tx, invoice.customer, invoice.subscription_metadata
-    )
+    gone = None
+    try:
+        organization_id, arrived = stripe_customers.organization(
+            tx, invoice.customer, invoice.subscription_metadata
+        )
+    except stripe_customers.Deleted as late:  # what was paid may be refunded yet
+        gone, organization_id, arrived = late, late.organization_id, late.arrived
     match invoice.billing_reason:
         case "subscription_create" | "subscription_cycle" | "subscription":
             credit: invoice_credits.Credit | None = invoice_credits.of_period(tx, invoice)
         case "subscription_update":
             credit = invoice_credits.of_change(tx, invoice)
         case other:
+            arrived += _paid(tx, invoice, organization_id)  # or a refund of it would wait for ever
             return Outcome("ignored", f"no credits for billing reason {other}", organization_id, arrived)
     arrived += _paid(tx, invoice, organization_id)
     amount = 0 if credit is None else credit.amount
@@ -62,9 +67,11 @@ def invoice_paid(tx: Tx, event: Event) -> Outcome:
         ),
     )
     stored = subscriptions.status_of(tx, "stripe", invoice.subscription)
-    if stored is not None and stored[0] == "canceled":
+    if gone is not None or (stored is not None and stored[0] == "canceled"):
         # The end of the subscription was told before this payment: its credits are over too.
         ledger.end_subscription(tx, organization_id, "stripe", invoice.subscription, actor="stripe")
+    if gone is not None:
+        return Outcome("stale", str(gone), organization_id, arrived)
     return Outcome("processed", None, organization_id, arrived)
 
 

@@ -14,8 +14,15 @@ _KIND_RANK = {"customer.subscription.created": 0, "customer.subscription.deleted
 def subscription_changed(tx: Tx, event: Event) -> Outcome:
     """Stores the subscription's state if it is newer than what stands; ends its credits if it is over."""
     told = stripe_events.read(Subscription, event)
-    subscription = stripe_events.current(Subscription, event)
-    organization_id, arrived = stripe_customers.organization(tx, subscription.customer, subscription.metadata)
+    subscription = state = stripe_events.current(Subscription, event)
+    gone = None
+    try:
+        organization_id, arrived = stripe_customers.organization(
+            tx, subscription.customer, subscription.metadata
+        )
+    except stripe_customers.Deleted as late:
+        gone, organization_id, arrived = late, late.organization_id, late.arrived
+        subscription = late.ended(subscription)
     deleted = event.type == "customer.subscription.deleted"
     ended = deleted or subscription.status == "canceled"
     status: subscriptions.Status = "canceled" if ended else subscription.status
@@ -44,7 +51,7 @@ def subscription_changed(tx: Tx, event: Event) -> Outcome:
             ended=ended,
             occurred_at=event.occurred_at,
             kind_rank=_KIND_RANK.get(event.type, 1),
-            status=status,
+            status="canceled" if deleted else state.status,
             event_id=event.id,
         ),
         fetched_at=None if event.fetched is None else event.fetched.began_at,
@@ -66,6 +73,8 @@ def subscription_changed(tx: Tx, event: Event) -> Outcome:
             metadata=_history(subscription),
         ),
     )
+    if gone is not None:
+        return Outcome("stale", str(gone), organization_id, arrived)
     if not applied:
         return Outcome("stale", "a newer state of the subscription stands", organization_id, arrived)
     return Outcome("processed", None, organization_id, arrived)

@@ -109,6 +109,11 @@ def as_of(*, ended: bool, occurred_at: datetime, kind_rank: int, status: str, ev
     return f"{int(ended)}.{seconds:012d}.{kind_rank}.{STATUS_RANK[status]}.{event_id}"
 
 
+def as_ended(as_of: str) -> str:
+    """How new a state is that was not one's own end, and became it by another's: as new, but over."""
+    return f"1{as_of[1:]}"
+
+
 def save(tx: db.Tx, state: Subscription, *, as_of: str, fetched_at: datetime | None = None) -> bool:
     """Stores the state unless a newer one stands. Answers whether it did.
 
@@ -216,19 +221,19 @@ def status_of(tx: db.Tx, provider: str, provider_subscription_id: str) -> tuple[
     return None if row is None else (row["status"], row["plan_id"])
 
 
-def of_customer(tx: db.Tx, provider: str, provider_customer_id: str) -> list[Subscription]:
-    """A customer's subscriptions that are not over."""
+def of_customer(tx: db.Tx, provider: str, provider_customer_id: str) -> list[tuple[Subscription, str]]:
+    """A customer's subscriptions that are not over, and how new each is (`as_of`)."""
     names = [name for name in Subscription.__dataclass_fields__ if name != "status"]
     rows = tx.execute(
         f"""
-        SELECT {", ".join(names)}, status::text
+        SELECT {", ".join(names)}, status::text, as_of
         FROM billing.subscriptions
         WHERE provider = %s AND provider_customer_id = %s AND status <> 'canceled'
         ORDER BY id
         """.encode(),
         [provider, provider_customer_id],
     ).fetchall()
-    return [Subscription(**row) for row in rows]
+    return [(Subscription(**{name: row[name] for name in (*names, "status")}), row["as_of"]) for row in rows]
 
 
 def entitlement(tx: db.Tx, organization_id: UUID) -> Entitlement:
