@@ -292,6 +292,19 @@ def test_whoever_checks_callers_is_told_how() -> None:
             assert needed <= set(resources()[name]["Environment"]["Variables"]), name
 
 
+def test_whoever_replays_senders_events_reads_them_as_the_senders_own_functions_do() -> None:
+    """Else another instance's event, put aside as such, would be applied by its replay."""
+    known = {
+        name: set(resources()[f"{name}_webhook"]["Environment"]["Variables"])
+        - {"DATABASE_USER", "DATABASE_SECRET_ARN", f"{name.upper()}_WEBHOOK_SECRET_ARN"}
+        for name in ("stripe", "clerk")
+    }
+    for name in ("admin", "webhook_worker"):
+        variables = set(resources()[name]["Environment"]["Variables"])
+        assert known["stripe"] | known["clerk"] <= variables, name
+        assert "StripeApiKeySecretArn" in secrets_of(name)
+
+
 # ---- settings ----
 
 
