@@ -18,8 +18,9 @@ from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from backplane import db, ledger, outbox
+from backplane import claw_backs, db, ledger, outbox, payments
 from backplane.config import settings
+from backplane.payments import Payment
 from backplane.periods import add_months
 from backplane.problems import Unavailable
 
@@ -120,11 +121,16 @@ def _grant(subscription_id: UUID) -> int:
 
 
 def _grant_missing(tx: db.Tx, subscription_id: UUID) -> int:
-    """Under the subscription's row lock, which whatever changes or ends it takes too."""
+    """Under the subscription's row lock, which whatever changes or ends it takes too.
+
+    What was refunded or disputed of the year's payment is taken back of its months at once.
+    """
     tx.execute("SELECT 1 FROM billing.subscriptions WHERE id = %s FOR UPDATE", [subscription_id])
     months = 0
     for yearly in _yearly(tx, "s.id = %(id)s", subscription_id):
-        for start, end in yearly.missing:
+        missing = yearly.missing
+        payment = _payment(tx, yearly, missing[-1][1]) if missing else None  # its lock before the account's
+        for start, end in missing:
             _, made = ledger.grant(
                 tx,
                 ledger.Grant(
@@ -141,7 +147,15 @@ def _grant_missing(tx: db.Tx, subscription_id: UUID) -> int:
                 ),
             )
             months += made
+        if payment is not None:
+            claw_backs.settle(tx, payment, event_id=yearly.source_key(missing[-1][0]))
     return months
+
+
+def _payment(tx: db.Tx, yearly: Yearly, month_end: datetime) -> Payment | None:
+    if yearly.provider != "stripe":
+        return None
+    return payments.of_month(tx, yearly.organization_id, yearly.provider_subscription_id, month_end)
 
 
 def _yearly(tx: db.Tx, which: str, subscription_id: UUID) -> list[Yearly]:

@@ -13,7 +13,16 @@ from psycopg.rows import DictRow
 from samtranslator.yaml_helper import yaml_parse
 from tests.databases import Database
 from tests.payers import PRO, SIGN_UP, Customer, available, organization, rows, status
-from tests.senders import FIRST, invoice_line, invoke, post_clerk
+from tests.senders import (
+    FIRST,
+    charge,
+    dispute,
+    invoice_line,
+    invoice_payment,
+    invoke,
+    post_clerk,
+    stripe_event,
+)
 
 from backplane import config, db
 from backplane.periods import add_months
@@ -230,6 +239,72 @@ def test_a_monthly_subscription_is_none_of_its_business(system_db: Database) -> 
     start = NOW - timedelta(days=40)
     subscriber(period=(start, start + timedelta(days=31)), price="price_pro_monthly")
     assert run() == {"ok": True, "complete": True, "subscriptions": 0, "granted": 0, "failed": []}
+
+
+# ---- what of the year's payment goes back ----
+
+
+def paid_year(number: int, months_ago: int, **fields: Any) -> Customer:
+    customer = subscriber(number, months_ago=months_ago, paid=False)
+    start, end = (int(moment.timestamp()) for moment in year_begun(months_ago))
+    line = invoice_line(price="price_pro_yearly", start=start, end=end)
+    assert status(customer.paid(id=f"in_{number}", lines=[line], **fields)) == "processed"
+    paid = invoice_payment(f"in_{number}", f"pi_{number}")
+    assert status(stripe_event("invoice_payment.paid", paid)) == "processed"
+    return customer
+
+
+def take_back(number: int, way: str) -> None:
+    names: dict[str, Any] = {"payment_intent": f"pi_{number}"}
+    if way == "half refunded":
+        event = stripe_event("charge.refunded", charge(f"ch_{number}", refunded=2450, **names))
+    else:
+        told = dispute(f"du_{number}", status="needs_response", **names)
+        event = stripe_event("charge.dispute.funds_withdrawn", told)
+    assert status(event) == "processed"
+
+
+@pytest.mark.parametrize(("way", "left"), [("half refunded", PRO // 2), ("disputed", 0)])
+@pytest.mark.parametrize("order", ["months first", "months last", "between two"])
+def test_a_month_goes_back_with_its_years_payment_in_either_order(
+    system_db: Database, way: str, left: int, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, bob = paid_year(1, 2), paid_year(2, 2)
+    if order == "between two":
+        whole = plan_credits.months_of_year
+        monkeypatch.setattr(plan_credits, "months_of_year", lambda *year: whole(*year)[:1])
+    if order != "months last":
+        run()
+    take_back(1, way)
+    monkeypatch.undo()
+    if order != "months first":
+        run()
+    assert [month["live"] for month in months(system_db, ada)][-1] is bool(left)
+    assert available(system_db, ada) == SIGN_UP + left
+    assert available(system_db, bob) == SIGN_UP + PRO
+    assert run()["granted"] == 0
+
+
+def test_a_dispute_that_is_won_gives_the_month_back(system_db: Database) -> None:
+    ada = paid_year(1, 1)
+    take_back(1, "disputed")
+    run()
+    assert available(system_db, ada) == SIGN_UP
+    told = dispute("du_1", status="won", payment_intent="pi_1")
+    assert status(stripe_event("charge.dispute.closed", told, created=FIRST + 60)) == "processed"
+    assert available(system_db, ada) == SIGN_UP + PRO
+
+
+def test_a_refund_of_the_year_before_leaves_this_years_months(system_db: Database) -> None:
+    ada = paid_year(1, 13)
+    start, end = year_begun(1)
+    renewed = [invoice_line(price="price_pro_yearly", start=int(start.timestamp()), end=int(end.timestamp()))]
+    told = {"start": int(start.timestamp()), "end": int(end.timestamp()), "price": "price_pro_yearly"}
+    assert status(ada.told("updated", created=FIRST + 60, **told)) == "processed"
+    assert status(ada.paid(reason="subscription_cycle", lines=renewed)) == "processed"
+    run()
+    take_back(1, "disputed")
+    assert available(system_db, ada) == SIGN_UP + PRO
 
 
 # ---- in bounds, and watched ----

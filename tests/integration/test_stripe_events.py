@@ -491,7 +491,7 @@ def test_a_refund_of_what_a_deleted_customer_had_paid_does_not_wait_for_ever(
     system_db: Database, customer: Customer, shape: str
 ) -> None:
     status(deleted(customer))
-    names = {"payment_intent": "pi_1", "charge": "ch_1"}
+    names: dict[str, Any] = {"payment_intent": "pi_1", "charge": "ch_1"}
     old = names if shape == "old" else {}
     assert status(customer.paid(shape=shape, id="in_1", **old)) == "stale"
     if shape == "new":

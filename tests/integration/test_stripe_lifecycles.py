@@ -366,10 +366,8 @@ def stories(draw: st.DrawFn) -> Story:
             story.state("deleted", "canceled", plan, period, ended_at=story.now)
         case "customer deleted":
             story.now += 60
-            story.tell(
-                stripe_event("customer.deleted", {"id": customer.id, "object": "customer"}, created=story.now),
-                Gone(),
-            )
+            told = {"id": customer.id, "object": "customer"}
+            story.tell(stripe_event("customer.deleted", told, created=story.now), Gone())
     return story
 
 

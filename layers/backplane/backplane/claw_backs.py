@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from backplane import corrections, db, outbox
-from backplane.payments import Payment
+from backplane.payments import Payment, covers_year
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +30,46 @@ def settle(tx: db.Tx, payment: Payment, *, event_id: str) -> bool:
     Answers whether the purchase gave any credits at all.
     """
     share = share_taken(_payments(tx, payment.purchase_id))
-    grants = tx.execute(
-        """
-        SELECT id, amount, clawed_back
-        FROM credits.grants
-        WHERE organization_id = %(organization_id)s
-          AND (invoice_id = %(purchase_id)s OR checkout_session_id = %(purchase_id)s)
-        ORDER BY id
-        """,
-        {"organization_id": payment.organization_id, "purchase_id": payment.purchase_id},
-    ).fetchall()
+    grants = _grants(tx, payment)
     for grant in grants:
         target = int(grant["amount"] * share)
         if target != grant["clawed_back"]:
             key = f"stripe:{event_id}:{grant['id']}"
             _settle_grant(tx, payment, grant["id"], target, key=key)
     return bool(grants)
+
+
+def _grants(tx: db.Tx, payment: Payment) -> list[dict[str, Any]]:
+    """What the purchase gave: its own credits, and the months that were granted of a year it paid."""
+    return tx.execute(
+        f"""
+        SELECT g.id, g.amount, g.clawed_back
+        FROM credits.grants AS g
+        WHERE g.organization_id = %(organization_id)s
+          AND (g.invoice_id = %(purchase_id)s OR g.checkout_session_id = %(purchase_id)s)
+        UNION ALL
+        SELECT g.id, g.amount, g.clawed_back
+        FROM billing.purchases AS b
+        JOIN credits.grants AS g
+            ON g.organization_id = b.organization_id
+            AND g.provider = b.provider
+            AND g.provider_subscription_id = b.provider_subscription_id
+        WHERE b.organization_id = %(organization_id)s
+          AND b.provider_purchase_id = %(purchase_id)s
+          AND starts_with(g.source_key, 'month:')
+          AND {covers_year("b", "g.period_end")}
+          AND NOT EXISTS (
+              SELECT 1
+              FROM billing.purchases AS later
+              WHERE later.organization_id = b.organization_id
+                AND later.provider_subscription_id = b.provider_subscription_id
+                AND later.period_start > b.period_start
+                AND {covers_year("later", "g.period_end")}
+          )
+        ORDER BY id
+        """.encode(),
+        {"organization_id": payment.organization_id, "purchase_id": payment.purchase_id},
+    ).fetchall()
 
 
 def share_taken(payments: Iterable[Taken]) -> Fraction:

@@ -18,12 +18,13 @@ _logger = logging.getLogger("backplane.invoice_credits")
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """What an invoice gives. A grant of a later `period_end` ends it."""
+    """What an invoice gives, and which time it paid for. A grant of a later `period_end` ends it."""
 
     plan: PricedPlan
     amount: int
     period_end: datetime
     lasts_until: datetime
+    paid_for: tuple[datetime, datetime]
 
 
 def of_period(tx: Tx, invoice: Invoice) -> Credit:
@@ -31,7 +32,7 @@ def of_period(tx: Tx, invoice: Invoice) -> Credit:
     lines = [line for line in invoice.lines.data if not line.is_proration and line.price_id is not None]
     line, plan = _best(tx, lines, invoice)
     end = _credit_period_end(line, plan)
-    return Credit(plan, plan.trial_credits if line.amount == 0 else plan.credits, end, end)
+    return Credit(plan, plan.trial_credits if line.amount == 0 else plan.credits, end, end, _time(line))
 
 
 def of_change(tx: Tx, invoice: Invoice) -> Credit | None:
@@ -49,7 +50,7 @@ def of_change(tx: Tx, invoice: Invoice) -> Credit | None:
     taken = _priced(tx, [line for line in lines if line.amount < 0])
     ends = [_credit_period_end(*pair) for pair in [(line, plan), *taken]]
     amount = _credits(_priced(tx, charged)) - _credits(taken)
-    return Credit(plan, amount, min(ends), max(ends))
+    return Credit(plan, amount, min(ends), max(ends), _time(line))
 
 
 def not_yet_granted(tx: Tx, organization_id: UUID, subscription: str, credit: Credit) -> int:
@@ -83,6 +84,10 @@ def not_yet_granted(tx: Tx, organization_id: UUID, subscription: str, credit: Cr
         left += max(0, min(row["low"], credit.plan.credits) - climbed)
         climbed = max(climbed, row["high"])
     return left + max(0, credit.plan.credits - climbed)
+
+
+def _time(line: InvoiceLine) -> tuple[datetime, datetime]:
+    return line.period.start, line.period.end
 
 
 def _credits(lines: list[tuple[InvoiceLine, PricedPlan]]) -> int:

@@ -5,6 +5,7 @@ before what it paid for and after; what is taken back of it waits for both under
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
@@ -22,6 +23,8 @@ class Purchase:
     status: PurchaseStatus
     amount: int | None
     currency: str | None
+    subscription_id: str | None = None
+    period: tuple[datetime, datetime] | None = None  # of the subscription, which it paid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +63,19 @@ def record(tx: db.Tx, purchase: Purchase) -> PurchaseStatus:
     row = tx.execute(
         """
         INSERT INTO billing.purchases AS p
-            (organization_id, provider, provider_purchase_id, status, amount, currency)
-        VALUES (%(organization_id)s, 'stripe', %(id)s, %(status)s, %(amount)s, %(currency)s)
+            (organization_id, provider, provider_purchase_id, status, amount, currency,
+             provider_subscription_id, period_start, period_end)
+        VALUES (%(organization_id)s, 'stripe', %(id)s, %(status)s, %(amount)s, %(currency)s,
+                %(subscription_id)s, %(period_start)s, %(period_end)s)
         ON CONFLICT (provider, provider_purchase_id) DO UPDATE
         SET status = greatest(p.status, EXCLUDED.status),
             amount = CASE WHEN EXCLUDED.status >= p.status THEN coalesce(EXCLUDED.amount, p.amount)
                           ELSE p.amount END,
-            currency = coalesce(p.currency, EXCLUDED.currency)
+            currency = coalesce(p.currency, EXCLUDED.currency),
+            provider_subscription_id =
+                coalesce(p.provider_subscription_id, EXCLUDED.provider_subscription_id),
+            period_start = coalesce(p.period_start, EXCLUDED.period_start),
+            period_end = coalesce(p.period_end, EXCLUDED.period_end)
         RETURNING status
         """,
         {
@@ -75,6 +84,9 @@ def record(tx: db.Tx, purchase: Purchase) -> PurchaseStatus:
             "status": purchase.status,
             "amount": purchase.amount,
             "currency": purchase.currency,
+            "subscription_id": purchase.subscription_id,
+            "period_start": None if purchase.period is None else purchase.period[0],
+            "period_end": None if purchase.period is None else purchase.period[1],
         },
     ).fetchone()
     if row is None:
@@ -150,6 +162,52 @@ def find(tx: db.Tx, intent_id: str | None, charge_id: str | None, purchase_id: s
     if row["organization_id"] is None:
         raise inbox.Park(subject(names[0]), f"{row['purchase_id']}, which {names[0]} paid, is not known yet")
     return Payment(**row)
+
+
+def of_month(tx: db.Tx, organization_id: UUID, subscription_id: str, month_end: datetime) -> Payment | None:
+    """A payment of the year that a month is of, or None where none is known. Either way nothing is told of
+    the year's payments until the transaction ends.
+    """
+    year = tx.execute(
+        f"""
+        SELECT b.provider_purchase_id AS id
+        FROM billing.purchases AS b
+        WHERE b.organization_id = %(organization_id)s
+          AND b.provider_subscription_id = %(subscription_id)s
+          AND {covers_year("b", "%(month_end)s::timestamptz")}
+        ORDER BY b.period_start DESC
+        LIMIT 1
+        """.encode(),
+        {"organization_id": organization_id, "subscription_id": subscription_id, "month_end": month_end},
+    ).fetchone()
+    if year is None:
+        return None
+    lock_purchase(tx, year["id"])
+    subjects_of(tx, year["id"])
+    row = tx.execute(
+        """
+        SELECT id, provider_purchase_id AS purchase_id, %(organization_id)s::uuid AS organization_id
+        FROM billing.payments
+        WHERE provider = 'stripe' AND provider_purchase_id = %(purchase_id)s
+        ORDER BY id
+        LIMIT 1
+        """,
+        {"organization_id": organization_id, "purchase_id": year["id"]},
+    ).fetchone()
+    return None if row is None else Payment(**row)
+
+
+def covers_year(purchase: str, month_end: str) -> str:
+    """SQL: the purchase paid a whole year, and the month is of it. The steps of a change within a year are
+    shorter; where a change begins a new year, the months are the later one's.
+    """
+    return f"""
+        ({purchase}.provider = 'stripe'
+         AND {purchase}.status = 'paid'
+         AND {purchase}.period_end >= {purchase}.period_start + interval '1 year' - interval '1 day'
+         AND {purchase}.period_start < {month_end}
+         AND {purchase}.period_end >= {month_end})
+    """
 
 
 def _lock(tx: db.Tx, *names: str | None) -> tuple[str, ...]:

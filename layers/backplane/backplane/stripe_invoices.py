@@ -39,9 +39,9 @@ def invoice_paid(tx: Tx, event: Event) -> Outcome:
         case "subscription_update":
             credit = invoice_credits.of_change(tx, invoice)
         case other:
-            arrived += _paid(tx, invoice, organization_id)  # or a refund of it would wait for ever
+            arrived += _paid(tx, invoice, organization_id, None)  # or a refund of it would wait for ever
             return Outcome("ignored", f"no credits for billing reason {other}", organization_id, arrived)
-    arrived += _paid(tx, invoice, organization_id)
+    arrived += _paid(tx, invoice, organization_id, credit)
     amount = 0 if credit is None else credit.amount
     if credit is not None and amount > 0 and invoice.billing_reason == "subscription_update":
         amount = invoice_credits.not_yet_granted(tx, organization_id, invoice.subscription, credit)
@@ -160,10 +160,12 @@ def _closed(tx: Tx, event: Event, status: PurchaseStatus) -> Outcome:
     return Outcome("processed", None, organization_id, arrived)
 
 
-def _paid(tx: Tx, invoice: Invoice, organization_id: UUID) -> tuple[str, ...]:
+def _paid(
+    tx: Tx, invoice: Invoice, organization_id: UUID, credit: invoice_credits.Credit | None
+) -> tuple[str, ...]:
     """Records what was paid. Answers its payments, which refunds may have waited for."""
     payments.lock_purchase(tx, invoice.id)
-    _record(tx, invoice, organization_id, "paid")
+    _record(tx, invoice, organization_id, "paid", None if credit is None else credit.paid_for)
     if invoice.payment_intent is None and invoice.charge is None:
         return payments.subjects_of(tx, invoice.id)
     told = Link(
@@ -175,7 +177,13 @@ def _paid(tx: Tx, invoice: Invoice, organization_id: UUID) -> tuple[str, ...]:
     return payments.link(tx, told)
 
 
-def _record(tx: Tx, invoice: Invoice, organization_id: UUID, status: PurchaseStatus) -> PurchaseStatus:
+def _record(
+    tx: Tx,
+    invoice: Invoice,
+    organization_id: UUID,
+    status: PurchaseStatus,
+    period: tuple[datetime, datetime] | None = None,
+) -> PurchaseStatus:
     amount = invoice.amount_paid if status == "paid" else invoice.amount_due
     return payments.record(
         tx,
@@ -185,6 +193,8 @@ def _record(tx: Tx, invoice: Invoice, organization_id: UUID, status: PurchaseSta
             status=status,
             amount=amount,
             currency=invoice.currency,
+            subscription_id=invoice.subscription,
+            period=period,
         ),
     )
 
