@@ -153,6 +153,22 @@ PROJECTS = """
     FROM projects.projects
     WHERE organization_id = %(own)s;
 
+    INSERT INTO storage.objects
+        (organization_id, project_id, kind, state, s3_key, s3_version, name, content_type, bytes,
+         expires_at, stored_at)
+    SELECT organization_id, id, 'files', 'stored', 'projects/' || id || '/files-v1.json', 'v1', %(mark)s,
+           'application/json', 1, now(), now()
+    FROM projects.projects
+    WHERE organization_id = %(own)s;
+
+    INSERT INTO projects.file_versions
+        (project_id, organization_id, version, object_id, s3_key, s3_version, epoch_ms, sha256, total_bytes,
+         files, base_version, message)
+    SELECT project_id, organization_id, 1, id, s3_key, s3_version, 1, repeat('0', 64), 1,
+           jsonb_build_array(jsonb_build_object('path', %(mark)s)), 0, %(mark)s
+    FROM storage.objects
+    WHERE organization_id = %(own)s;
+
     INSERT INTO projects.shares (organization_id, project_id, email, role, token_hash, expires_at)
     SELECT organization_id, id, lower(%(mark)s) || '@example.com', 'viewer', sha256(%(mark)s), now()
     FROM projects.projects

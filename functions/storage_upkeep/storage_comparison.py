@@ -92,6 +92,7 @@ def _compare_counts(drift: Drift) -> None:
             FULL JOIN (
                 SELECT organization_id, used FROM billing.usage_counters WHERE key = %(key)s
             ) AS c USING (organization_id)
+            JOIN tenancy.organizations AS t ON t.id = organization_id AND t.deleted_at IS NULL
             WHERE coalesce(c.used, 0) <> coalesce(o.bytes, 0)
             """,
             {"key": stored_objects.LIMIT},

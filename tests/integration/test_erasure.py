@@ -69,8 +69,11 @@ IMPERSONAL = {
     "platform.idempotency_keys": {"route", "request_hash"},
     "platform.outbox": {"type", "error"},
     "platform.webhook_inbox": {"event_id", "event_type", "waiting_for", "person"},
+    "projects.file_versions": {"s3_key", "s3_version", "sha256"},
     "projects.generations": {"lock_token_hash"},
     "projects.projects": {"template_name", "template_version", "features"},
+    "storage.objects": {"s3_key", "s3_version", "content_type", "reason"},  # reasons are ours: sizes, types
+    "storage.unknown_objects": {"*"},
     "tenancy.former_members": {"as_of"},
     "tenancy.organization_members": {"as_of"},
     "tenancy.organizations": {"clerk_id", "owner_clerk_id", "as_of"},

@@ -175,6 +175,24 @@ PERSONAL: tuple[Personal, ...] = (
         "DELETE FROM projects.favorites WHERE user_id = %(user_id)s OR organization_id = %(own)s",
     ),
     Personal(
+        "projects.file_versions",
+        ("files", "message"),
+        "DELETE FROM projects.file_versions WHERE organization_id = %(own)s",
+    ),
+    Personal(
+        "storage.objects",
+        ("name",),
+        # storage_upkeep takes the objects themselves away, within the hour.
+        """
+        UPDATE storage.objects
+        SET name = '',
+            state = CASE WHEN state IN ('granted', 'stored') THEN 'deleted' ELSE state END,
+            deleted_at = coalesce(deleted_at, clock_timestamp()),
+            expires_at = least(expires_at, clock_timestamp())
+        WHERE organization_id = %(own)s AND name <> ''
+        """,
+    ),
+    Personal(
         "projects.projects",
         ("title", "description", "slug", "deployment_url", "tags"),
         # The row stays for those who forked it.
