@@ -40,7 +40,7 @@ IMPERSONAL = {
     "billing.disputes": {"provider_dispute_id", "status", "as_of"},
     "billing.payment_refunds": {"provider_refund_id", "status", "as_of"},
     "billing.payments": {"provider_payment_id", "provider_charge_id", "provider_purchase_id"},
-    "billing.purchases": {"provider_purchase_id", "currency"},
+    "billing.purchases": {"provider_purchase_id", "provider_subscription_id", "currency"},
     "billing.plan_limits": {"*"},
     "billing.plan_prices": {"*"},
     "billing.plans": {"*"},
