@@ -357,6 +357,7 @@ def test_only_jobs_and_senders_grant_and_claw_back(system_db: Database) -> None:
         "claim_sign_up": jobs,
         "claw_back": jobs,
         "restore_claw_back": jobs,
+        "erase_details": jobs,
         "book": nobody,
         "burn": nobody,
         "current_account": nobody,
