@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 
 from local.checkout import ROOT
 from local.demo import scratch_stack
-from local.story import Story, sign_up
+from local.story import Story
+from local.story_rows import sign_up
 
 from benchmarks import results
 

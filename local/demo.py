@@ -16,7 +16,8 @@ from pathlib import Path
 from local import checkout
 from local.refusal import Refusal, exits
 from local.running import Stack, read
-from local.story import STORY, Mismatch, Row, Story
+from local.story import Mismatch, Row, Story
+from local.story_rows import STORY
 
 START = 120.0  # seconds for a stack to be ready
 STOP = 30.0

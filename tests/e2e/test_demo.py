@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from local import demo, story
+from local import demo, story, story_rows
 from local.story import Mismatch, Row, Story
 from tests.e2e.local_cloud import PATIENCE, ROOT
 
@@ -28,7 +28,7 @@ def test_every_row_is_right_and_nothing_is_left(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = re.findall(r"^ *\d+  .*?  (ok|WRONG) ", done.stdout, re.MULTILINE)
-    assert rows == ["ok"] * len(story.STORY)
+    assert rows == ["ok"] * len(story_rows.STORY)
     assert list(tmp_path.iterdir()) == []
 
 
