@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.rows import DictRow
 from tests.databases import Database
+from tests.deliveries import processes
 from tests.kills import Killed, at_statement
 from tests.senders import (
     FIRST,
@@ -23,6 +24,8 @@ from tests.senders import (
     post_clerk,
 )
 from tests.traces import MARK, plant
+
+from backplane import db
 
 pytestmark = pytest.mark.usefixtures("webhook_secrets")
 
@@ -164,6 +167,81 @@ def test_any_order_with_repetitions_ends_where_the_oracle_says(system_db: Databa
     assert {name: got[name] for name in want} == want
 
 
+@pytest.mark.timeout(300)
+def test_lives_delivered_by_four_at_once_end_where_the_oracle_says(system_db: Database) -> None:
+    with processes(4, system_db) as send:
+
+        @given(drawn=_drawn())
+        @settings(max_examples=15, deadline=None, derandomize=True)
+        def run(drawn: Drawn) -> None:
+            n = next(_numbers)
+            told = events(drawn, n)
+            for http_status, word in send([told[index] for index in drawn.seed]):
+                assert (http_status, word != "quarantined") == (200, True)
+            want, got = expected(drawn), ended(system_db, n)
+            if drawn.user_deleted:
+                want = {name: want[name] for name in ("name", "organization", "role")}
+            assert {name: got[name] for name in want} == want
+
+        run()
+
+
+LIFE = {
+    "user": clerk_user("user_1", email="m0@example.com"),
+    "organization": clerk_organization("org_1", created_by=None),
+    "membership": clerk_membership("user_1", "org_1", role="org:editor"),
+    "item": clerk_item("csub_item_1", payer="user_1"),
+    "renewal": clerk_item(
+        "csub_item_1", payer="user_1", kind="updated", start=SECOND, end=THIRD, updated_at=T0 + 1
+    ),
+    "end": clerk_item("csub_item_1", payer="user_1", kind="ended", status="ended", updated_at=T0 + 2),
+    "closing": clerk_organization("org_1", kind="deleted", updated_at=T0 + 2),
+}
+STATE = """
+    SELECT (SELECT count(*) FROM platform.webhook_inbox) AS inbox,
+           (SELECT count(*) FROM platform.outbox) AS told,
+           (SELECT count(*) FROM identity.users) AS users,
+           (SELECT count(*) FROM tenancy.organizations WHERE deleted_at IS NULL) AS organizations,
+           (SELECT count(*) FROM tenancy.organization_members) AS members,
+           (SELECT string_agg(status::text || as_of, ',') FROM billing.subscriptions) AS subscriptions,
+           (SELECT string_agg(remaining::text, ',' ORDER BY id) FROM credits.grants) AS grants
+"""
+
+
+@pytest.mark.parametrize("dies", LIFE)
+@pytest.mark.parametrize("parked", [False, True], ids=["in order", "what waits for it first"])
+def test_an_event_that_dies_before_any_statement_has_done_nothing_and_the_next_delivery_does_it_whole(
+    system_db: Database, dies: str, parked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die() -> None:
+        raise Killed
+
+    def state() -> DictRow | None:
+        with system_db.connect() as connection:
+            return connection.execute(STATE).fetchone()
+
+    names = list(LIFE)
+    place = names.index(dies)
+    for name in [*names[:place], *(names[place + 1 :] if parked else [])]:
+        post_clerk(LIFE[name], f"msg_{name}")
+    before = state()
+    for number in itertools.count(1):
+        try:
+            with at_statement(number, die, monkeypatch) as said:
+                answer = post_clerk(LIFE[dies], f"msg_{dies}")
+        except Killed:
+            db.reset()
+            assert state() == before
+        else:
+            assert len(said) < number
+            break
+    assert number > 3
+    assert answer.body["status"] in {"processed", "stale"}
+    once = state()
+    assert post_clerk(LIFE[dies], f"msg_{dies}").body["status"] == "duplicate"
+    assert state() == once != before
+
+
 def test_a_deletion_that_dies_before_any_statement_is_done_whole_by_the_next(
     system_db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,8 +257,6 @@ def test_a_deletion_that_dies_before_any_statement_is_done_whole_by_the_next(
             with at_statement(number, die, monkeypatch) as said:
                 answer = post_clerk(deletion, "msg_gone")
         except Killed:
-            from backplane import db
-
             db.reset()
             with system_db.connect() as connection:
                 row = connection.execute(
