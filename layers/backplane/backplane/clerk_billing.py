@@ -141,13 +141,13 @@ def _apply(
     plan = plan or _plan_kept(tx, item, ended=status == "ended")
     billed = _Billed(item, status, organization_id, customer_id, plan)
     as_of = _as_of(event, billed)
-    applied = subscriptions.save(tx, _state(billed, event), as_of=as_of)
+    told = _told(event, billed, of_several=of_several)
+    applied = subscriptions.save(tx, _state(billed, event), as_of=as_of, told=told)
     _grant(tx, billed)
     stored = subscriptions.status_of(tx, "clerk", item.id)
     if stored is not None and stored[0] == "canceled":
         # Also where this event is older than the end: what it granted is over too.
         ledger.end_subscription(tx, organization_id, "clerk", item.id, actor="clerk")
-    _record(tx, event, billed, of_several=of_several)
     arrived = (_subject(item),) if applied else ()
     if not applied:
         return Outcome("stale", "a newer state of the item stands", organization_id)
@@ -211,19 +211,13 @@ def _month_end(item: SubscriptionItem, start: datetime) -> datetime:
     return add_months(start, 1) if yearly and not item.is_free_trial else item.period_end
 
 
-def _record(tx: Tx, event: Event, billed: _Billed, *, of_several: bool) -> None:
-    subscriptions.record(
-        tx,
-        subscriptions.HistoryEvent(
-            organization_id=billed.organization_id,
-            provider="clerk",
-            provider_event_id=f"{event.id}/{billed.item.id}" if of_several else event.id,
-            provider_subscription_id=billed.item.id,
-            event_type=event.type,
-            plan_key=billed.plan.key,
-            status=billed.status,
-            occurred_at=event.occurred_at,
-        ),
+def _told(event: Event, billed: _Billed, *, of_several: bool) -> subscriptions.HistoryEvent:
+    return subscriptions.HistoryEvent(
+        provider_event_id=f"{event.id}/{billed.item.id}" if of_several else event.id,
+        event_type=event.type,
+        plan_key=billed.plan.key,
+        status=billed.status,
+        occurred_at=event.occurred_at,
     )
 
 

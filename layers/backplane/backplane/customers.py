@@ -6,6 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 from backplane import db, identity, inbox
+from backplane.plans import BY_PRICES, PricedPlan
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
@@ -39,6 +40,38 @@ def find(tx: db.Tx, provider: str, customer_id: str) -> Customer | None:
         [provider, customer_id],
     ).fetchone()
     return None if row is None else Customer(**row)
+
+
+def lock(tx: db.Tx, provider: str, customer_id: str) -> Customer | None:
+    """Takes the customer's lock until the transaction ends; what `find` says of him under it."""
+    return lock_with_plan(tx, provider, customer_id, [])[0]
+
+
+def lock_with_plan(
+    tx: db.Tx, provider: str, customer_id: str, price_ids: list[str]
+) -> tuple[Customer | None, PricedPlan | None]:
+    """`lock`, and what plans.find_by_prices says, in one round trip."""
+    row = tx.execute(
+        _LOCK,
+        {
+            "provider": provider,
+            "customer_id": customer_id,
+            "subject": subject(provider, customer_id),
+            "price_ids": price_ids,
+        },
+    ).fetchone()
+    if row is None:
+        raise RuntimeError("billing.lock_customer answers one row")
+    organization_id, deleted = row.pop("organization_id"), row.pop("deleted")
+    customer = None if deleted is None else Customer(organization_id, deleted)
+    return customer, None if row["id"] is None else PricedPlan(**row)
+
+
+_LOCK = f"""
+    SELECT customer.organization_id, customer.deleted, plan.*
+    FROM billing.lock_customer(%(provider)s, %(customer_id)s, %(subject)s) AS customer
+    LEFT JOIN ({BY_PRICES}) AS plan ON true
+"""
 
 
 def of_organization(tx: db.Tx, provider: str, organization_id: UUID) -> str | None:

@@ -79,8 +79,7 @@ def _organization(tx: Tx, session: CheckoutSession) -> tuple[UUID | None, tuple[
     """
     known = None
     if session.customer is not None:
-        inbox.lock(tx, customers.subject("stripe", session.customer))
-        known = customers.find(tx, "stripe", session.customer)
+        known = customers.lock(tx, "stripe", session.customer)
     reference = session.client_reference_id or session.metadata.get("organization_id")
     if reference is not None:
         named = customers.organization_named(

@@ -12,9 +12,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from backplane import customers, inbox, ledger, stripe_events, subscriptions
+from backplane import customers, ledger, stripe_events, subscriptions
 from backplane.db import Tx
 from backplane.inbox import Event, Outcome, Park, Quarantine
+from backplane.plans import PricedPlan
 from backplane.stripe_objects import Customer, Subscription
 
 
@@ -43,8 +44,20 @@ def organization(tx: Tx, customer: str, metadata: Mapping[str, Any]) -> tuple[UU
     """The organisation that a subscription or an invoice is for, and the subjects that arrived by
     finding it out. Raises Deleted, Park.
     """
-    inbox.lock(tx, customers.subject("stripe", customer))
-    known = customers.find(tx, "stripe", customer)
+    return _whose(tx, customer, customers.lock(tx, "stripe", customer), metadata)
+
+
+def organization_and_plan(
+    tx: Tx, subscription: Subscription
+) -> tuple[UUID, tuple[str, ...], PricedPlan | None]:
+    """As `organization`, and the plan of the subscription's prices."""
+    known, plan = customers.lock_with_plan(tx, "stripe", subscription.customer, subscription.price_ids)
+    return *_whose(tx, subscription.customer, known, subscription.metadata), plan
+
+
+def _whose(
+    tx: Tx, customer: str, known: customers.Customer | None, metadata: Mapping[str, Any]
+) -> tuple[UUID, tuple[str, ...]]:
     found = _named_or_linked(tx, customer, known.organization_id if known is not None else None, metadata)
     if known is not None and known.deleted:
         raise Deleted(customers.deleted_at(tx, "stripe", customer), *found)
@@ -84,9 +97,7 @@ def customer_deleted(tx: Tx, event: Event) -> Outcome:
     What is told of him later ends as it would have, told before.
     """
     customer = stripe_events.read(Customer, event).id
-    subject = customers.subject("stripe", customer)
-    inbox.lock(tx, subject)
-    known = customers.find(tx, "stripe", customer)
+    known = customers.lock(tx, "stripe", customer)
     if known is not None and known.deleted:
         return Outcome("stale", "the customer was deleted before", known.organization_id)
     customers.bury(tx, "stripe", customer, event.occurred_at)

@@ -17,18 +17,17 @@ def subscription_changed(tx: Tx, event: Event) -> Outcome:
     subscription = state = stripe_events.current(Subscription, event)
     gone = None
     try:
-        organization_id, arrived = stripe_customers.organization(
-            tx, subscription.customer, subscription.metadata
-        )
+        organization_id, arrived, plan = stripe_customers.organization_and_plan(tx, subscription)
     except stripe_customers.Deleted as late:
         gone, organization_id, arrived = late, late.organization_id, late.arrived
+        plan = plans.find_by_prices(tx, subscription.price_ids)
         subscription = late.ended(subscription)
     deleted = event.type == "customer.subscription.deleted"
     ended = deleted or subscription.status == "canceled"
     status: subscriptions.Status = "canceled" if ended else subscription.status
-    plan = plans.find_by_prices(tx, subscription.price_ids)
     plan_id = plan.id if plan is not None else _plan_kept(tx, subscription, ended=ended)
     period_start, period_end = subscription.period
+    told_plan = plan if event.fetched is None else plans.find_by_prices(tx, told.price_ids)
     applied = subscriptions.save(
         tx,
         subscriptions.Subscription(
@@ -55,17 +54,8 @@ def subscription_changed(tx: Tx, event: Event) -> Outcome:
             event_id=event.id,
         ),
         fetched_at=None if event.fetched is None else event.fetched.began_at,
-    )
-    if applied and ended:
-        ledger.end_subscription(tx, organization_id, "stripe", subscription.id, actor="stripe")
-    told_plan = plan if event.fetched is None else plans.find_by_prices(tx, told.price_ids)
-    subscriptions.record(
-        tx,
-        subscriptions.HistoryEvent(
-            organization_id=organization_id,
-            provider="stripe",
+        told=subscriptions.HistoryEvent(
             provider_event_id=event.id,
-            provider_subscription_id=subscription.id,
             event_type=event.type,
             plan_key=told_plan.key if told_plan is not None else None,
             status="canceled" if deleted else told.status,
@@ -73,6 +63,8 @@ def subscription_changed(tx: Tx, event: Event) -> Outcome:
             metadata=_history(subscription),
         ),
     )
+    if applied and ended:
+        ledger.end_subscription(tx, organization_id, "stripe", subscription.id, actor="stripe")
     if gone is not None:
         return Outcome("stale", str(gone), organization_id, arrived)
     if not applied:

@@ -50,10 +50,9 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryEvent:
-    organization_id: UUID
-    provider: Literal["stripe", "clerk"]
+    """What an event told of the subscription, whatever stands of it."""
+
     provider_event_id: str
-    provider_subscription_id: str
     event_type: str
     plan_key: str | None
     status: str
@@ -114,15 +113,47 @@ def as_ended(as_of: str) -> str:
     return f"1{as_of[1:]}"
 
 
-def save(tx: db.Tx, state: Subscription, *, as_of: str, fetched_at: datetime | None = None) -> bool:
-    """Stores the state unless a newer one stands. Answers whether it did.
+def save(
+    tx: db.Tx,
+    state: Subscription,
+    *,
+    as_of: str,
+    fetched_at: datetime | None = None,
+    told: HistoryEvent | None = None,
+) -> bool:
+    """Stores the state unless a newer one stands, tells it, and adds what was told to the history, stale or
+    not: that says what the sender told and when. Answers whether the state was stored.
 
     `as_of` says how new an event's word is. A state that was fetched when an event came has that event's,
     and `fetched_at`, when the asking began: of two such states that alone decides
     (docs/decisions/refetch.md). An end is newer than whatever is not one, however it was learnt.
+    The caller holds the lock under which this subscription's events apply one after the other.
     """
-    row = tx.execute(
-        """
+    payload = {
+        "provider": state.provider,
+        "provider_subscription_id": state.provider_subscription_id,
+        "plan_id": str(state.plan_id),
+        "status": state.status,
+        "current_period_end": _text(state.current_period_end),
+        "cancels_at_period_end": cancels_at_period_end(state.cancel_at_period_end, state.cancel_at),
+    }
+    applied = tx.execute(
+        _SAVE if told is None else _SAVE_AND_RECORD,
+        _columns(state)
+        | {"as_of": as_of, "fetched_at": fetched_at, "payload": Jsonb(payload)}
+        | ({} if told is None else {f"told_{name}": value for name, value in _columns(told).items()})
+        | ({} if told is None else {"told_metadata": Jsonb(dict(told.metadata))}),
+    ).fetchone()
+    if applied is None:
+        raise RuntimeError("an aggregate answers one row")
+    if applied["applied"]:
+        outbox.written()
+    return bool(applied["applied"])
+
+
+# One statement, because each round trip costs as much as what it does.
+_SAVED = """
+    WITH saved AS (
         INSERT INTO billing.subscriptions AS s
             (organization_id, provider, provider_subscription_id, provider_customer_id, plan_id, price_id,
              status, current_period_start, current_period_end, cancel_at_period_end, cancel_at, canceled_at,
@@ -153,26 +184,29 @@ def save(tx: db.Tx, state: Subscription, *, as_of: str, fetched_at: datetime | N
                   ELSE s.as_of < EXCLUDED.as_of
               END
         RETURNING id
-        """,
-        _columns(state) | {"as_of": as_of, "fetched_at": fetched_at},
-    ).fetchone()
-    if row is None:
-        return False
-    outbox.append(
-        tx,
-        "subscription.changed",
-        organization_id=state.organization_id,
-        payload={
-            "subscription_id": str(row["id"]),
-            "provider": state.provider,
-            "provider_subscription_id": state.provider_subscription_id,
-            "plan_id": str(state.plan_id),
-            "status": state.status,
-            "current_period_end": _text(state.current_period_end),
-            "cancels_at_period_end": cancels_at_period_end(state.cancel_at_period_end, state.cancel_at),
-        },
+    ), announced AS (
+        INSERT INTO platform.outbox (organization_id, type, payload)
+        SELECT %(organization_id)s, 'subscription.changed',
+               %(payload)s || jsonb_build_object('subscription_id', id)
+        FROM saved
     )
-    return True
+"""
+_SAVE = f"{_SAVED} SELECT count(*) = 1 AS applied FROM saved"
+_SAVE_AND_RECORD = f"""
+    {_SAVED}, recorded AS (
+        INSERT INTO billing.subscription_events
+            (organization_id, subscription_id, provider, provider_event_id, event_type, plan_key, status,
+             occurred_at, metadata)
+        SELECT %(organization_id)s, coalesce((SELECT id FROM saved), (
+                   SELECT id
+                   FROM billing.subscriptions
+                   WHERE provider = %(provider)s AND provider_subscription_id = %(provider_subscription_id)s
+               )), %(provider)s, %(told_provider_event_id)s, %(told_event_type)s, %(told_plan_key)s,
+               %(told_status)s, %(told_occurred_at)s, %(told_metadata)s
+        ON CONFLICT (provider, provider_event_id) DO NOTHING
+    )
+    SELECT count(*) = 1 AS applied FROM saved
+"""
 
 
 def cancel_all(tx: db.Tx, organization_id: UUID, provider: str) -> None:
@@ -186,25 +220,6 @@ def cancel_all(tx: db.Tx, organization_id: UUID, provider: str) -> None:
         WHERE organization_id = %s AND provider = %s AND status <> 'canceled'
         """,
         [organization_id, provider],
-    )
-
-
-def record(tx: db.Tx, event: HistoryEvent) -> None:
-    """Adds to the history, stale events too: it says what the sender told and when."""
-    tx.execute(
-        """
-        INSERT INTO billing.subscription_events
-            (organization_id, subscription_id, provider, provider_event_id, event_type, plan_key, status,
-             occurred_at, metadata)
-        SELECT %(organization_id)s, (
-                   SELECT id
-                   FROM billing.subscriptions
-                   WHERE provider = %(provider)s AND provider_subscription_id = %(provider_subscription_id)s
-               ), %(provider)s, %(provider_event_id)s, %(event_type)s, %(plan_key)s, %(status)s,
-               %(occurred_at)s, %(metadata)s
-        ON CONFLICT (provider, provider_event_id) DO NOTHING
-        """,
-        _columns(event) | {"metadata": Jsonb(dict(event.metadata))},
     )
 
 
