@@ -511,9 +511,14 @@ def test_a_refund_of_an_invoice_that_gives_no_credits_does_not_wait_for_ever(
     assert available(system_db, customer) == SIGN_UP
 
 
-@pytest.mark.parametrize("last", range(5))
-def test_a_deleted_customers_story_ends_alike_whatever_came_last(system_db: Database, last: int) -> None:
-    """Also for what was told in the second of his deletion, and for his plan's last price."""
+@pytest.mark.parametrize("last", range(6))
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_deleted_customers_story_ends_alike_whatever_came_last(
+    system_db: Database, last: int, ended: bool
+) -> None:
+    """Also for what was told in the second of his deletion, for his plan's last price, and where the
+    subscription had ended before.
+    """
     customer = new_customer()
     post_clerk(customer.sign_up())
     story = [
@@ -523,11 +528,16 @@ def test_a_deleted_customers_story_ends_alike_whatever_came_last(system_db: Data
         customer.paid(),
         deleted(customer),
     ]
+    if ended:
+        over: dict[str, Any] = {"status": "canceled", "price": "price_starter_monthly"}
+        story.append(
+            customer.told("deleted", created=FIRST + 50, ended_at=FIRST + 40, canceled_at=FIRST + 30, **over)
+        )
     for event in [*story[last + 1 :], *story[: last + 1]]:
         assert status(event) in {"processed", "stale", "parked"}
     state = subscribed(system_db, customer)
-    assert (state["status"], state["price_id"]) == ("canceled", "price_pro_monthly")
-    assert state["ended_at"] == moment(FIRST + 90)
+    price, at = ("price_starter_monthly", FIRST + 40) if ended else ("price_pro_monthly", FIRST + 90)
+    assert (state["status"], state["price_id"], state["ended_at"]) == ("canceled", price, moment(at))
     assert available(system_db, customer) == SIGN_UP
     assert len(rows(system_db, "SELECT 1 FROM credits.grants WHERE source = 'plan'")) == 1
 

@@ -108,7 +108,7 @@ def customer_deleted(tx: Tx, event: Event) -> Outcome:
             canceled_at=subscription.canceled_at or event.occurred_at,
             ended_at=event.occurred_at,
         )
-        # As an end, but no newer than it was: a state that comes late may tell its plan better.
+        # No newer than it was: a state that comes late, or an end, may tell more.
         if subscriptions.save(tx, over, as_of=subscriptions.as_ended(told)):
             ledger.end_subscription(
                 tx, over.organization_id, "stripe", over.provider_subscription_id, actor="stripe"

@@ -47,7 +47,7 @@ def subscription_changed(tx: Tx, event: Event) -> Outcome:
             trial_end=subscription.trial_end,
         ),
         as_of=subscriptions.as_of(
-            ended=ended,
+            ended=deleted or state.status == "canceled",
             occurred_at=event.occurred_at,
             kind_rank=_KIND_RANK.get(event.type, 1),
             status="canceled" if deleted else state.status,

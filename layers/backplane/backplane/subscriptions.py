@@ -109,8 +109,10 @@ def as_of(*, ended: bool, occurred_at: datetime, kind_rank: int, status: str, ev
 
 
 def as_ended(as_of: str) -> str:
-    """How new a state is that was not one's own end, and became it by another's: as new, but over."""
-    return f"1{as_of[1:]}"
+    """How new a state is that is over by its customer's deletion: no newer than it was told, and older
+    than an end of its own.
+    """
+    return f"{as_of}."
 
 
 def save(
