@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -33,6 +34,7 @@ from tests.databases import ROLES, create_database, on
 from tests.senders import (
     CLERK_SECRET,
     FIRST,
+    SECOND,
     STRIPE_SECRET,
     Context,
     checkout_session,
@@ -60,30 +62,67 @@ Statements = list[tuple[Any, Any]]  # query and parameters
 class Lane(Protocol):
     """One process of one way. `run` answers the seconds that each event took."""
 
+    @property
+    def pid(self) -> int: ...
+
     def run(self, events: Sequence[Any]) -> list[float]: ...
+
+
+@dataclass(frozen=True)
+class Round:
+    rate: float  # events a second
+    seconds: list[float]  # that each event took
+    client: float  # seconds of processor time an event
+    server: float
 
 
 @dataclass
 class Way:
     name: str
     lanes: Sequence[Lane]
-    rounds: list[tuple[float, list[float]]] = field(default_factory=list)  # (events a second, seconds each)
+    url: str  # of its database
+    rounds: list[Round] = field(default_factory=list)
 
     def measure(self, parts: Sequence[Sequence[Any]]) -> None:
         """Gives each lane its part, all at once."""
+        before = self._processor_time()
         with ThreadPoolExecutor(len(parts)) as pool:
             began = time.perf_counter()
             taken = list(pool.map(lambda lane, part: lane.run(part), self.lanes, parts))
             seconds = time.perf_counter() - began
-        self.rounds.append((sum(map(len, parts)) / seconds, [one for part in taken for one in part]))
+        after = self._processor_time()
+        events = sum(map(len, parts))
+        client, server = ((now - then) / events for then, now in zip(before, after, strict=True))
+        self.rounds.append(Round(events / seconds, [one for part in taken for one in part], client, server))
+
+    def _processor_time(self) -> tuple[float, float]:
+        """Seconds that the lanes, and their sessions at the server, have computed so far."""
+        with psycopg.connect(self.url) as connection:
+            sessions = connection.execute(
+                """
+                SELECT pid
+                FROM pg_stat_activity
+                WHERE datname = current_database() AND pid <> pg_backend_pid()
+                  AND backend_type = 'client backend'
+                """
+            ).fetchall()
+        return sum(_processor_time(lane.pid) for lane in self.lanes), sum(
+            _processor_time(pid) for (pid,) in sessions
+        )
 
     @property
     def rate(self) -> float:
-        return statistics.median(rate for rate, _ in self.rounds[1:])
+        return statistics.median(one.rate for one in self.rounds[1:])
 
     @property
     def seconds(self) -> list[float]:
-        return [one for _, part in self.rounds[1:] for one in part]
+        return [one for part in self.rounds[1:] for one in part.seconds]
+
+    @property
+    def processor(self) -> str:
+        client = statistics.median(one.client for one in self.rounds[1:])
+        server = statistics.median(one.server for one in self.rounds[1:])
+        return f"{client * 1000:.2f} + {server * 1000:.2f}"
 
 
 def main() -> None:
@@ -100,10 +139,12 @@ def main() -> None:
     results.write(
         "Webhooks: signature to commit",
         "`customer.subscription.updated`, each newer than the last; median of the rounds; an event's time as "
-        f"median / 99th percentile in ms.{missing}",
-        ["processes", "way", "events/s", "of the peer's", "of its SQL's", "ms"],
+        "median / 99th percentile in ms; its processor time in ms, of the client + of its session at the "
+        f"server.{missing}",
+        ["processes", "way", "events/s", "of the peer's", "of its SQL's", "ms", "processor ms"],
         rows,
-        notes="Every event was recorded once and the newest state stands, which the benchmark checks. The "
+        notes="Each event was recorded, told and put into the history once, and of each subscription the "
+        "newest state stands: the benchmark holds it against what it sent. The "
         "peer commits two or three times an event and neither recognises a repetition nor tells anybody; "
         "ours commits once. "
         "Processes, server and clients share the machine's cores.",
@@ -124,20 +165,18 @@ def _measure(url: str, count: int, peer: Path | None) -> list[list[str]]:
             ]
             for target, suffix in ((_handle, ""), (_record, "_recorded"), (_replay, "_bare"))
         )
-        ways = [Way("handler", ours), Way("its SQL alone", bare)]
+        ways = [Way("handler", ours, on(url, name)), Way("its SQL alone", bare, on(url, f"{name}_bare"))]
         if peer is not None:
             create_database(url, f"{name}_peer")
-            ways.append(
-                Way(
-                    "stripe-sync-engine", [*stack.enter_context(_peers(peer, on(url, f"{name}_peer"), count))]
-                )
-            )
+            nodes = stack.enter_context(_peers(peer, on(url, f"{name}_peer"), count))
+            ways.append(Way("stripe-sync-engine", nodes, on(url, f"{name}_peer")))
         for number in range(ROUNDS + 1):
             parts = [_events(lane, number, EVENTS[count]) for lane in range(count)]
             statements: list[Any] = [recorder[0].ask(part) for part in parts]
             for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
                 way.measure(statements if way.lanes is bare else parts)
-        _check(on(url, name), (ROUNDS + 1) * count * EVENTS[count])
+        rounds = range(ROUNDS + 1)
+        _check(on(url, name), [_events(lane, n, EVENTS[count]) for n in rounds for lane in range(count)])
     others = {way.name: way.rate for way in ways}
     return [
         [
@@ -147,6 +186,7 @@ def _measure(url: str, count: int, peer: Path | None) -> list[list[str]]:
             f"{way.rate / others['stripe-sync-engine']:.2f}" if peer else "",
             f"{way.rate / others['its SQL alone']:.2f}",
             results.milliseconds(way.seconds),
+            way.processor,
         ]
         for way in ways
     ]
@@ -172,11 +212,12 @@ def _events(lane: int, number: int, count: int) -> list[Signed]:
     signed = []
     for index in range(count):
         who = f"{lane}_{index % CUSTOMERS}"
-        state = subscription(id=f"sub_{who}", customer=f"cus_{who}")
+        age = number * count + index
+        state = subscription(id=f"sub_{who}", customer=f"cus_{who}", end=SECOND + age)
         event = stripe_event(
             "customer.subscription.updated",
             state,
-            created=FIRST + number * count + index,
+            created=FIRST + age,
             event_id=f"evt_{lane}_{number}_{index}",
         )
         body = json.dumps(event)
@@ -184,27 +225,66 @@ def _events(lane: int, number: int, count: int) -> list[Signed]:
     return signed
 
 
-def _check(url: str, sent: int) -> None:
-    """Raises AssertionError where an event was lost, or told twice, or an older one stands."""
+def _check(url: str, parts: Sequence[Sequence[Signed]]) -> None:
+    """Raises AssertionError where an event was lost, or told twice, or not the newest state stands."""
+    sent = [json.loads(body) for part in parts for body, _ in part]
+    told = Counter(event["data"]["object"]["id"] for event in sent)
+    newest = {}
+    for event in sorted(sent, key=lambda event: int(event["created"])):
+        state = event["data"]["object"]
+        newest[state["id"]] = (state["items"]["data"][0]["current_period_end"], event["id"])
+    once = Counter({event["id"]: 1 for event in sent})
     with psycopg.connect(url) as connection:
-        row = connection.execute(
+        recorded = connection.execute(
             """
-            SELECT (SELECT count(*) FROM platform.webhook_inbox
-                    WHERE event_type = 'customer.subscription.updated' AND status = 'processed'),
-                   (SELECT count(*) FROM platform.outbox WHERE type = 'subscription.changed'),
-                   (SELECT count(*) FROM billing.subscription_events)
+            SELECT event_id
+            FROM platform.webhook_inbox
+            WHERE event_type = 'customer.subscription.updated' AND status = 'processed'
             """
-        ).fetchone()
-    if row != (sent, sent, sent):
-        raise AssertionError(f"{sent} events were sent; recorded, told and in the history are {row}")
+        ).fetchall()
+        history = connection.execute("SELECT provider_event_id FROM billing.subscription_events").fetchall()
+        announced = connection.execute(
+            """
+            SELECT payload ->> 'provider_subscription_id'
+            FROM platform.outbox
+            WHERE type = 'subscription.changed'
+            """
+        ).fetchall()
+        stands = connection.execute(
+            """
+            SELECT provider_subscription_id, extract(epoch FROM current_period_end)::bigint,
+                   split_part(as_of, '.', 5)
+            FROM billing.subscriptions
+            """
+        ).fetchall()
+    for what, is_there, expected in (
+        ("recorded", Counter(name for (name,) in recorded), once),
+        ("in the history", Counter(name for (name,) in history), once),
+        ("told", Counter(name for (name,) in announced), told),
+        ("what stands", {name: (end, event_id) for name, end, event_id in stands}, newest),
+    ):
+        if is_there != expected:
+            wrong = [
+                name for name in is_there.keys() | expected.keys() if is_there.get(name) != expected.get(name)
+            ]
+            raise AssertionError(
+                f"{what}: of {len(sent)} events these are not as they were sent: {wrong[:10]}"
+            )
 
 
 # ---- our processes ----
 
 
+def _processor_time(pid: int) -> float:
+    """Seconds that a process has computed, in all its threads: utime and stime of proc(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass
 class Process:
     pipe: Connection
+    pid: int
 
     def ask(self, work: Any) -> Any:
         self.pipe.send(work)
@@ -226,7 +306,7 @@ def _process(target: Any, url: str) -> Iterator[Process]:
     process.start()
     far.close()
     try:
-        yield Process(near)
+        yield Process(near, process.ident or 0)
     finally:
         near.close()  # it ends when nobody asks any more
         process.join(10)
@@ -334,6 +414,10 @@ def _replay(events: Sequence[Statements]) -> list[float]:
 @dataclass
 class Node:
     process: "subprocess.Popen[str]"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def run(self, events: Sequence[Any]) -> list[float]:
         stdin, stdout = self.process.stdin, self.process.stdout
