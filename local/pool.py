@@ -58,9 +58,10 @@ class Pool:
         try:
             environment = self._present(taken)
             outcome = environment.invoke(payload, request_id, until)
-            # A new environment may have loaded a file half written: it fails to load, or its handler
-            # meets a module that is still empty. In one that has worked before, an error is its own.
-            torn = {Status.INIT} if environment is taken else {Status.INIT, Status.ERROR}
+            # A new environment may have loaded a file half written: it fails to load (which the emulator may
+            # tell as a process that ended), or its handler meets a module that is still empty. In one that
+            # has worked before, an error is its own.
+            torn = {Status.INIT} if environment is taken else {Status.INIT, Status.ERROR, Status.CRASH}
             for _ in range(ATTEMPTS):
                 if outcome.status not in torn or self._is_settled(environment.made_from):
                     break

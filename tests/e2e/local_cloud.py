@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from local import application, aws, ports, wiring
@@ -83,6 +84,7 @@ class Cloud:
         self.data = data
         self.output = ""
         self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
 
     @property
     def process(self) -> subprocess.Popen[str]:
@@ -127,13 +129,26 @@ class Cloud:
         for line in process.stdout:
             self.output += line
             if "Backplane is ready" in line:
+                self._reader = threading.Thread(target=self._read, args=(process.stdout,), daemon=True)
+                self._reader.start()
                 return self.written
         raise AssertionError(f"it did not start (exit {process.wait(PATIENCE)}):\n{self.output}")
 
+    def _read(self, printed: TextIO) -> None:
+        """To the end: a pipe that nobody reads fills up, and then whoever prints stands still."""
+        with printed:
+            for line in printed:
+                self.output += line
+
     def wait(self) -> int:
         """For its end; the exit status. What it printed is in `output`."""
-        rest, _ = self.process.communicate(timeout=PATIENCE)
-        self.output += rest
+        printed = self.process.stdout
+        self.process.wait(timeout=PATIENCE)
+        if self._reader is not None:
+            self._reader.join(timeout=PATIENCE)
+            self._reader = None
+        elif printed is not None and not printed.closed:
+            self._read(printed)
         return self.process.returncode
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
@@ -180,7 +195,7 @@ class Cloud:
         if self._process:
             family = self.family()
             self._process.kill()
-            self._process.communicate(timeout=PATIENCE)
+            self.wait()
             until(lambda: not alive(family), "the processes of a killed stack end")
 
     def forget(self) -> None:

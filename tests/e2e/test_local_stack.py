@@ -156,6 +156,8 @@ def test_a_platform_role_is_given_with_the_token(stack: Cloud) -> None:
 def test_every_sample_event_succeeds(stack: Cloud, file: Path) -> None:
     assert stack.run("local.send", "events/clerk_webhook.json").returncode == 0
     assert stack.run("local.send", "events/stripe_webhook.json").returncode == 0
+    if file.stem == "restore_drill":  # of the newest backup
+        assert stack.run("local.invoke", "backup").returncode == 0
     sample = json.loads(file.read_text())
     if "invoke" in sample:
         done = stack.run("local.invoke", file.stem, str(file))
