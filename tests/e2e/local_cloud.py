@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from local import application, aws, ports, wiring
@@ -134,7 +134,7 @@ class Cloud:
                 return self.written
         raise AssertionError(f"it did not start (exit {process.wait(PATIENCE)}):\n{self.output}")
 
-    def _read(self, printed: TextIO) -> None:
+    def _read(self, printed: IO[str]) -> None:
         """To the end: a pipe that nobody reads fills up, and then whoever prints stands still."""
         with printed:
             for line in printed:
