@@ -26,26 +26,10 @@ def subscription_changed(tx: Tx, event: Event) -> Outcome:
     ended = deleted or subscription.status == "canceled"
     status: subscriptions.Status = "canceled" if ended else subscription.status
     plan_id = plan.id if plan is not None else _plan_kept(tx, subscription, ended=ended)
-    period_start, period_end = subscription.period
     told_plan = plan if event.fetched is None else plans.find_by_prices(tx, told.price_ids)
     applied = subscriptions.save(
         tx,
-        subscriptions.Subscription(
-            organization_id=organization_id,
-            provider="stripe",
-            provider_subscription_id=subscription.id,
-            provider_customer_id=subscription.customer,
-            plan_id=plan_id,
-            price_id=plan.price_id if plan is not None else next(iter(subscription.price_ids), None),
-            status=status,
-            current_period_start=period_start,
-            current_period_end=period_end,
-            cancel_at_period_end=subscription.cancel_at_period_end,
-            cancel_at=subscription.cancel_at,
-            canceled_at=subscription.canceled_at,
-            ended_at=subscription.ended_at,
-            trial_end=subscription.trial_end,
-        ),
+        _state(subscription, organization_id, plan_id, plan, status),
         as_of=subscriptions.as_of(
             ended=deleted or state.status == "canceled",
             occurred_at=event.occurred_at,
@@ -70,6 +54,33 @@ def subscription_changed(tx: Tx, event: Event) -> Outcome:
     if not applied:
         return Outcome("stale", "a newer state of the subscription stands", organization_id, arrived)
     return Outcome("processed", None, organization_id, arrived)
+
+
+def _state(
+    subscription: Subscription,
+    organization_id: UUID,
+    plan_id: UUID,
+    plan: plans.PricedPlan | None,
+    status: subscriptions.Status,
+) -> subscriptions.Subscription:
+    """What is stored of it. The price is the plan's, or the first where none is a plan's."""
+    period_start, period_end = subscription.period
+    return subscriptions.Subscription(
+        organization_id=organization_id,
+        provider="stripe",
+        provider_subscription_id=subscription.id,
+        provider_customer_id=subscription.customer,
+        plan_id=plan_id,
+        price_id=plan.price_id if plan is not None else next(iter(subscription.price_ids), None),
+        status=status,
+        current_period_start=period_start,
+        current_period_end=period_end,
+        cancel_at_period_end=subscription.cancel_at_period_end,
+        cancel_at=subscription.cancel_at,
+        canceled_at=subscription.canceled_at,
+        ended_at=subscription.ended_at,
+        trial_end=subscription.trial_end,
+    )
 
 
 def trial_will_end(tx: Tx, event: Event) -> Outcome:
