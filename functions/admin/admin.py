@@ -12,7 +12,7 @@ import webhook_rows
 from aws_lambda_powertools.event_handler.openapi.params import Query
 from pydantic import BaseModel
 
-from backplane import api, audit_log, db, inbox_upkeep, ledger
+from backplane import api, audit_log, db, inbox_upkeep, ledger, paging
 from backplane.inbox import Provider, Status
 from backplane.senders import SENDERS
 
@@ -32,12 +32,12 @@ def webhooks(
     *,
     status: webhook_rows.Stored | None = None,
     provider: Provider | None = None,
-    limit: api.Limit = 20,
-    cursor: api.Cursor = None,
-) -> api.Page[webhook_rows.Webhook]:
-    before = api.decode_cursor(cursor, UUID)
+    limit: paging.Limit = 20,
+    cursor: paging.Cursor = None,
+) -> paging.Page[webhook_rows.Webhook]:
+    before = paging.decode_cursor(cursor, UUID)
     items = webhook_rows.newest(tx, status=status, provider=provider, before=before, limit=limit + 1)
-    return api.page(items, limit, lambda last: last.id)
+    return paging.page(items, limit, lambda last: last.id)
 
 
 @router.get("/v1/admin/webhooks/<webhook_id>", scope="admin")
@@ -62,37 +62,41 @@ def replay(webhook_id: UUID, caller: api.Caller) -> Replay:
 
 @router.get("/v1/admin/users", scope="admin")
 def users(
-    tx: api.Tx, *, email: EmailPrefix = None, limit: api.Limit = 20, cursor: api.Cursor = None
-) -> api.Page[people.User]:
-    before = api.decode_cursor(cursor, UUID)
-    return api.page(
+    tx: api.Tx, *, email: EmailPrefix = None, limit: paging.Limit = 20, cursor: paging.Cursor = None
+) -> paging.Page[people.User]:
+    before = paging.decode_cursor(cursor, UUID)
+    return paging.page(
         people.newest_users(tx, email=email, before=before, limit=limit + 1), limit, lambda last: last.id
     )
 
 
 @router.get("/v1/admin/audit-log", scope="admin")
 def audit(
-    tx: api.Tx, *, organization_id: UUID | None = None, limit: api.Limit = 20, cursor: api.Cursor = None
-) -> api.Page[people.AuditEntry]:
-    before = api.decode_cursor(cursor, UUID)
+    tx: api.Tx, *, organization_id: UUID | None = None, limit: paging.Limit = 20, cursor: paging.Cursor = None
+) -> paging.Page[people.AuditEntry]:
+    before = paging.decode_cursor(cursor, UUID)
     items = people.newest_entries(tx, organization_id=organization_id, before=before, limit=limit + 1)
-    return api.page(items, limit, lambda last: last.id)
+    return paging.page(items, limit, lambda last: last.id)
 
 
 @router.get("/v1/admin/erasures", scope="admin")
 def erasures(
-    tx: api.Tx, *, limit: api.Limit = 20, cursor: api.Cursor = None
-) -> api.Page[people.ErasureReport]:
+    tx: api.Tx, *, limit: paging.Limit = 20, cursor: paging.Cursor = None
+) -> paging.Page[people.ErasureReport]:
     """What was erased of deleted users: numbers and pseudonymous ids."""
-    before = api.decode_cursor(cursor, UUID)
-    return api.page(people.newest_erasures(tx, before=before, limit=limit + 1), limit, lambda last: last.id)
+    before = paging.decode_cursor(cursor, UUID)
+    return paging.page(
+        people.newest_erasures(tx, before=before, limit=limit + 1), limit, lambda last: last.id
+    )
 
 
 @router.get("/v1/admin/backups", scope="admin")
-def backups(tx: api.Tx, *, limit: api.Limit = 20, cursor: api.Cursor = None) -> api.Page[backup_rows.Backup]:
+def backups(
+    tx: api.Tx, *, limit: paging.Limit = 20, cursor: paging.Cursor = None
+) -> paging.Page[backup_rows.Backup]:
     """With the verdict of the last drill."""
-    before = api.decode_cursor(cursor, UUID)
-    return api.page(backup_rows.newest(tx, before=before, limit=limit + 1), limit, lambda last: last.id)
+    before = paging.decode_cursor(cursor, UUID)
+    return paging.page(backup_rows.newest(tx, before=before, limit=limit + 1), limit, lambda last: last.id)
 
 
 @router.post("/v1/admin/service-keys", scope="admin", status_code=201, shown_once=("key",))
@@ -104,10 +108,10 @@ def create_service_key(
 
 @router.get("/v1/admin/service-keys", scope="admin")
 def list_service_keys(
-    tx: api.Tx, *, limit: api.Limit = 20, cursor: api.Cursor = None
-) -> api.Page[service_keys.ServiceKey]:
-    before = api.decode_cursor(cursor, UUID)
-    return api.page(service_keys.newest(tx, before=before, limit=limit + 1), limit, lambda last: last.id)
+    tx: api.Tx, *, limit: paging.Limit = 20, cursor: paging.Cursor = None
+) -> paging.Page[service_keys.ServiceKey]:
+    before = paging.decode_cursor(cursor, UUID)
+    return paging.page(service_keys.newest(tx, before=before, limit=limit + 1), limit, lambda last: last.id)
 
 
 @router.delete("/v1/admin/service-keys/<key_id>", scope="admin")
@@ -117,11 +121,11 @@ def revoke_service_key(key_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
 
 @router.get("/v1/admin/plans", scope="admin")
 def list_plans(
-    tx: api.Tx, *, limit: api.Limit = 20, cursor: api.Cursor = None
-) -> api.Page[price_list.StoredPlan]:
+    tx: api.Tx, *, limit: paging.Limit = 20, cursor: paging.Cursor = None
+) -> paging.Page[price_list.StoredPlan]:
     """In order of their keys."""
-    after = api.decode_cursor(cursor, str)
-    return api.page(price_list.listed(tx, after=after, limit=limit + 1), limit, lambda last: last.key)
+    after = paging.decode_cursor(cursor, str)
+    return paging.page(price_list.listed(tx, after=after, limit=limit + 1), limit, lambda last: last.key)
 
 
 @router.post("/v1/admin/plans", scope="admin", status_code=201)

@@ -7,7 +7,7 @@ from uuid import UUID
 from aws_lambda_powertools.event_handler.openapi.params import Query
 from pydantic import Field, field_validator, model_validator
 
-from backplane import api, audits, corrections, db, holds, ledger, low_balance
+from backplane import api, audits, corrections, db, holds, ledger, low_balance, paging
 from backplane import usage as used
 
 MAX_QUANTITY = 1_000_000
@@ -147,13 +147,15 @@ def refund(
 
 
 @router.get("/v1/credits/entries", scope="read")
-def entries(caller: api.Caller, limit: api.Limit = 20, cursor: api.Cursor = None) -> api.Page[ledger.Entry]:
-    before = api.decode_cursor(cursor, int)
+def entries(
+    caller: api.Caller, limit: paging.Limit = 20, cursor: paging.Cursor = None
+) -> paging.Page[ledger.Entry]:
+    before = paging.decode_cursor(cursor, int)
     items = db.run(
         lambda tx: ledger.entries(tx, caller.organization_id, before_version=before, limit=limit + 1),
         organization_id=caller.organization_id,
     )
-    return api.page(items, limit, lambda last: last.version)
+    return paging.page(items, limit, lambda last: last.version)
 
 
 @router.get("/v1/credits/usage", scope="read")

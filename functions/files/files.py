@@ -9,7 +9,7 @@ from aws_lambda_powertools.event_handler.openapi.params import Path, Query
 from bundles import read_bundle
 from pydantic import BaseModel, Field, model_validator
 
-from backplane import access, api, buckets, db, limits, stored_objects, subscriptions, uploads
+from backplane import access, api, buckets, db, limits, paging, stored_objects, subscriptions, uploads
 from backplane import files as stored
 from backplane.file_changes import IndexedFile, NewFile, Operation
 from backplane.problems import NotFound, TooLarge
@@ -170,12 +170,12 @@ def content(
 
 @router.get("/v1/projects/<project_id>/versions", scope="read")
 def versions(
-    project_id: UUID, caller: api.Caller, tx: api.Tx, limit: api.Limit = 20, cursor: api.Cursor = None
-) -> api.Page[stored.VersionEntry]:
+    project_id: UUID, caller: api.Caller, tx: api.Tx, limit: paging.Limit = 20, cursor: paging.Cursor = None
+) -> paging.Page[stored.VersionEntry]:
     access.enter(tx, caller, project_id, "read")
-    before = api.decode_cursor(cursor, int)
+    before = paging.decode_cursor(cursor, int)
     found = stored.versions(tx, project_id, before=before, limit=limit + 1)
-    return api.page(found, limit, lambda last: last.version)
+    return paging.page(found, limit, lambda last: last.version)
 
 
 # ---- uploads and storage ----
@@ -189,12 +189,14 @@ def upload(project_id: UUID, body: NewUpload, caller: api.Caller, tx: api.Tx) ->
 
 
 @router.get("/v1/storage", scope="read")
-def storage(caller: api.Caller, tx: api.Tx, limit: api.Limit = 20, cursor: api.Cursor = None) -> Storage:
+def storage(
+    caller: api.Caller, tx: api.Tx, limit: paging.Limit = 20, cursor: paging.Cursor = None
+) -> Storage:
     organization_id = caller.organization_id
     stored_objects.expire(tx, organization_id)
     plan = subscriptions.entitlement(tx, organization_id)
     usage = limits.usage(tx, organization_id, plan.plan_id)[stored_objects.LIMIT]
-    before = api.decode_cursor(cursor, UUID)
+    before = paging.decode_cursor(cursor, UUID)
     found = stored_objects.stored(tx, organization_id, before=before, limit=limit + 1)
     items = [
         item.model_copy(
@@ -202,7 +204,7 @@ def storage(caller: api.Caller, tx: api.Tx, limit: api.Limit = 20, cursor: api.C
         )
         for item, place in found
     ]
-    page = api.page(items, limit, lambda last: last.id)
+    page = paging.page(items, limit, lambda last: last.id)
     return Storage(
         used_bytes=usage.used, limit_bytes=usage.limit, items=page.items, next_cursor=page.next_cursor
     )

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from backplane import access, api, leases
+from backplane import access, api, leases, paging
 from backplane import generations as stored
 from backplane.messages import NewMessage
 
@@ -60,12 +60,12 @@ def start(project_id: UUID, body: NewGeneration, caller: api.Caller, tx: api.Tx)
 
 @router.get("/v1/projects/<project_id>/generations", scope="read")
 def generations(
-    project_id: UUID, caller: api.Caller, tx: api.Tx, limit: api.Limit = 20, cursor: api.Cursor = None
-) -> api.Page[stored.Generation]:
+    project_id: UUID, caller: api.Caller, tx: api.Tx, limit: paging.Limit = 20, cursor: paging.Cursor = None
+) -> paging.Page[stored.Generation]:
     access.enter(tx, caller, project_id, "read")
-    before = api.decode_cursor(cursor, UUID)
+    before = paging.decode_cursor(cursor, UUID)
     found = stored.newest(tx, project_id, before=before, limit=limit + 1)
-    return api.page(found, limit, lambda last: last.id)
+    return paging.page(found, limit, lambda last: last.id)
 
 
 @router.get("/v1/generations/<generation_id>", scope="read")

@@ -15,7 +15,7 @@ from project_requests import Changes, Kind, NewProject
 from project_views import Project, ProjectDetails, PublicProject
 from pydantic import Field
 
-from backplane import access, api, auth, invitations, messages
+from backplane import access, api, auth, invitations, messages, paging
 
 router = api.Router()
 
@@ -43,27 +43,27 @@ def projects(
     tag: Annotated[str | None, Query(max_length=50)] = None,
     shared: bool = False,
     sort: Literal["created", "updated"] = "created",
-    limit: api.Limit = 20,
-    cursor: api.Cursor = None,
-) -> api.Page[Project]:
+    limit: paging.Limit = 20,
+    cursor: paging.Cursor = None,
+) -> paging.Page[Project]:
     wanted = project_lists.Wanted(q=q, favorite=favorite, deleted=deleted, kind=kind, tag=tag, shared=shared)
     whose = caller.organization_id, caller.user_id
     if sort == "created":
-        before = api.decode_cursor(cursor, UUID)
+        before = paging.decode_cursor(cursor, UUID)
         items = project_lists.by_creation(tx, *whose, wanted, before=before, limit=limit + 1)
-        return api.page(items, limit, lambda last: last.id)
-    changed = api.decode_cursor(cursor, tuple[datetime, UUID])
+        return paging.page(items, limit, lambda last: last.id)
+    changed = paging.decode_cursor(cursor, tuple[datetime, UUID])
     items = project_lists.by_change(tx, *whose, wanted, before=changed, limit=limit + 1)
-    return api.page(items, limit, lambda last: (last.updated_at, last.id))
+    return paging.page(items, limit, lambda last: (last.updated_at, last.id))
 
 
 @router.get("/v1/projects/search", scope="read")
 def search(
-    caller: api.Caller, q: SearchText, limit: api.Limit = 20, cursor: api.Cursor = None
-) -> api.Page[message_search.Found]:
-    after = api.decode_cursor(cursor, message_search.Position)
+    caller: api.Caller, q: SearchText, limit: paging.Limit = 20, cursor: paging.Cursor = None
+) -> paging.Page[message_search.Found]:
+    after = paging.decode_cursor(cursor, message_search.Position)
     found = message_search.search(caller.organization_id, q, after=after, limit=limit + 1)
-    return api.page(found, limit, message_search.position)
+    return paging.page(found, limit, message_search.position)
 
 
 @router.get("/v1/projects/stats", scope="read")
@@ -73,11 +73,11 @@ def stats(caller: api.Caller, tx: api.Tx, period: project_activity.Period = "30d
 
 @router.get("/v1/activity", scope="read")
 def activity(
-    caller: api.Caller, tx: api.Tx, limit: api.Limit = 10, cursor: api.Cursor = None
-) -> api.Page[project_activity.Activity]:
-    before = api.decode_cursor(cursor, UUID)
+    caller: api.Caller, tx: api.Tx, limit: paging.Limit = 10, cursor: paging.Cursor = None
+) -> paging.Page[project_activity.Activity]:
+    before = paging.decode_cursor(cursor, UUID)
     found = project_activity.activity(tx, caller.organization_id, before=before, limit=limit + 1)
-    return api.page(found, limit, lambda last: last.id)
+    return paging.page(found, limit, lambda last: last.id)
 
 
 @router.get("/v1/projects/<project_id>", scope="read")
@@ -122,12 +122,12 @@ def append(project_id: UUID, body: NewMessage, caller: api.Caller, tx: api.Tx) -
 
 @router.get("/v1/projects/<project_id>/messages", scope="read")
 def conversation(
-    project_id: UUID, caller: api.Caller, tx: api.Tx, limit: api.Limit = 20, cursor: api.Cursor = None
-) -> api.Page[messages.Message]:
+    project_id: UUID, caller: api.Caller, tx: api.Tx, limit: paging.Limit = 20, cursor: paging.Cursor = None
+) -> paging.Page[messages.Message]:
     access.enter(tx, caller, project_id, "read")
-    before = api.decode_cursor(cursor, int)
+    before = paging.decode_cursor(cursor, int)
     found = messages.newest(tx, project_id, before=before, limit=limit + 1)
-    return api.page(found, limit, lambda last: last.sequence)
+    return paging.page(found, limit, lambda last: last.sequence)
 
 
 @router.post(
@@ -142,12 +142,12 @@ def share(
 
 @router.get("/v1/projects/<project_id>/shares", scope="read")
 def shares(
-    project_id: UUID, caller: api.Caller, tx: api.Tx, limit: api.Limit = 20, cursor: api.Cursor = None
-) -> api.Page[project_shares.Share]:
+    project_id: UUID, caller: api.Caller, tx: api.Tx, limit: paging.Limit = 20, cursor: paging.Cursor = None
+) -> paging.Page[project_shares.Share]:
     access.enter(tx, caller, project_id, "read")
-    before = api.decode_cursor(cursor, UUID)
+    before = paging.decode_cursor(cursor, UUID)
     found = project_shares.shares(tx, project_id, before=before, limit=limit + 1)
-    return api.page(found, limit, lambda last: last.id)
+    return paging.page(found, limit, lambda last: last.id)
 
 
 @router.delete("/v1/projects/<project_id>/shares/<share_id>", scope="projects:write")

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from tests.senders import Answer, http_event
 from tests.senders import call as invoke
 
-from backplane import api, auth, config
+from backplane import api, auth, config, paging
 from backplane.problems import Forbidden, InsufficientCredits, Problem, Unauthorized, Unavailable
 
 MEMBERS = {"type", "title", "status", "detail", "code", "request_id"}
@@ -52,10 +52,10 @@ def make(body: Thing, caller: api.Caller, key: api.IdempotencyKey) -> api.Respon
 
 
 @router.get("/v1/things", scope="read")
-def things(caller: api.Caller, limit: api.Limit = 20, cursor: api.Cursor = None) -> api.Page[int]:
-    position = api.decode_cursor(cursor, int)
+def things(caller: api.Caller, limit: paging.Limit = 20, cursor: paging.Cursor = None) -> paging.Page[int]:
+    position = paging.decode_cursor(cursor, int)
     reached.append({"limit": limit, "caller": caller})
-    return api.Page(items=[position or 0], next_cursor=api.encode_cursor(limit))
+    return paging.Page(items=[position or 0], next_cursor=paging.encode_cursor(limit))
 
 
 @router.get("/v1/replayed", scope="read")
@@ -490,10 +490,10 @@ def test_a_cursor_that_is_not_ours_is_refused(cursor: str) -> None:
 
 @pytest.mark.parametrize("position", [0, 1, 20, 2**63 - 1])
 def test_a_cursor_comes_back_as_it_went(position: int) -> None:
-    answer = send("GET", "/v1/things", query={"cursor": api.encode_cursor(position)})
+    answer = send("GET", "/v1/things", query={"cursor": paging.encode_cursor(position)})
     assert answer.body["items"] == [position]
-    assert api.decode_cursor(api.encode_cursor("2026-01-01"), str) == "2026-01-01"
-    assert api.decode_cursor(None, str) is None
+    assert paging.decode_cursor(paging.encode_cursor("2026-01-01"), str) == "2026-01-01"
+    assert paging.decode_cursor(None, str) is None
 
 
 # ---- whatever comes ----

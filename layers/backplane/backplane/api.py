@@ -13,23 +13,22 @@ is known before anything else of the request is read, every error is problem+jso
 declare `key: api.IdempotencyKey`, see to that themselves).
 """
 
-import base64
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any, Generic, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Depends, Request, Response
 from aws_lambda_powertools.event_handler.api_gateway import ResponseBuilder, Route
 from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValidationError
-from aws_lambda_powertools.event_handler.openapi.params import Header, Query
+from aws_lambda_powertools.event_handler.openapi.params import Header
 from aws_lambda_powertools.utilities.typing import LambdaContext
-from pydantic import BaseModel, ConfigDict, TypeAdapter
-from pydantic_core import to_json, to_jsonable_python
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_jsonable_python
 
 from backplane import auth, db, idempotency, outbox, requests
 from backplane.problems import (
@@ -46,18 +45,12 @@ __all__ = [
     "Body",
     "Caller",
     "Commit",
-    "Cursor",
     "IdempotencyKey",
-    "Limit",
-    "Page",
     "RepeatKey",
     "Response",
     "Router",
     "answer",
-    "decode_cursor",
-    "encode_cursor",
     "lambda_handler",
-    "page",
 ]
 
 # Every route that answers without a credential, in one place. (/health and /webhooks/… have no
@@ -76,13 +69,6 @@ class Body(BaseModel):
     """A request's body: unknown fields and wrong types are refused, nothing is guessed."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Page(BaseModel, Generic[T]):
-    """A part of a list, newest first. `next_cursor` is null on the last part."""
-
-    items: list[T]
-    next_cursor: str | None
 
 
 def _caller(request: Request) -> auth.Caller:
@@ -121,8 +107,6 @@ IdempotencyKey = Annotated[
         description="Makes a repetition safe: the same key and request answer the first result.",
     ),
 ]
-Limit = Annotated[int, Query(ge=1, le=100, description="How many items at most.")]
-Cursor = Annotated[str | None, Query(max_length=200, description="next_cursor of the part before.")]
 
 
 def _repeat_key(request: Request) -> str | None:
@@ -138,39 +122,6 @@ def answer(body: T, *, status_code: int = 200, replayed: bool = False) -> Respon
     """An answer that says whether it repeats an earlier one."""
     headers = {"Idempotent-Replayed": "true"} if replayed else None
     return Response(status_code=status_code, content_type=JSON, body=body, headers=headers)
-
-
-def page(items: Sequence[T], limit: int, position: Callable[[T], Any]) -> Page[T]:
-    """The first `limit` of the items that were asked for with one more. `position` of the last is where
-    the next part begins.
-    """
-    shown = list(items[:limit])
-    more = len(items) > limit
-    return Page(items=shown, next_cursor=encode_cursor(position(shown[-1])) if more else None)
-
-
-def encode_cursor(position: Any) -> str:
-    return base64.urlsafe_b64encode(to_json(position)).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str | None, kind: type[T]) -> T | None:
-    """The position a cursor stands for: an int, a UUID, or a tuple of what JSON can carry. Raises
-    Unprocessable where it is not one of ours.
-    """
-    if cursor is None:
-        return None
-    try:
-        position = TypeAdapter(kind).validate_json(
-            base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), strict=True
-        )
-    except ValueError:  # of base64 and of pydantic
-        position = None
-    if position is None or (isinstance(position, int) and not 0 <= position < 2**63):
-        raise Unprocessable(
-            "The cursor is not valid. Send the next_cursor of the list's previous part, or none.",
-            errors=[{"loc": ["query", "cursor"], "msg": "Invalid cursor", "type": "invalid_cursor"}],
-        )
-    return position
 
 
 @dataclass(frozen=True, slots=True)

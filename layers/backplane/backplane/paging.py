@@ -1,0 +1,63 @@
+"""Lists in parts: how many items, from where on, and where the next part begins.
+
+    def things(tx: api.Tx, limit: paging.Limit = 20, cursor: paging.Cursor = None) -> paging.Page[Thing]:
+        before = paging.decode_cursor(cursor, UUID)
+        return paging.page(newest(tx, before=before, limit=limit + 1), limit, lambda last: last.id)
+
+A cursor stands for the last item's position: new items before it move nothing.
+"""
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Generic, TypeVar
+
+from aws_lambda_powertools.event_handler.openapi.params import Query
+from pydantic import BaseModel, TypeAdapter
+from pydantic_core import to_json
+
+from backplane.problems import Unprocessable
+
+T = TypeVar("T")
+
+Limit = Annotated[int, Query(ge=1, le=100, description="How many items at most.")]
+Cursor = Annotated[str | None, Query(max_length=200, description="next_cursor of the part before.")]
+
+
+class Page(BaseModel, Generic[T]):
+    """A part of a list, newest first. `next_cursor` is null on the last part."""
+
+    items: list[T]
+    next_cursor: str | None
+
+
+def page(items: Sequence[T], limit: int, position: Callable[[T], Any]) -> Page[T]:
+    """The first `limit` of the items that were asked for with one more. `position` of the last is where
+    the next part begins.
+    """
+    shown = list(items[:limit])
+    more = len(items) > limit
+    return Page(items=shown, next_cursor=encode_cursor(position(shown[-1])) if more else None)
+
+
+def encode_cursor(position: Any) -> str:
+    return base64.urlsafe_b64encode(to_json(position)).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None, kind: type[T]) -> T | None:
+    """The position a cursor stands for: an int, a UUID, or a tuple of what JSON can carry. Raises
+    Unprocessable where it is not one of ours.
+    """
+    if cursor is None:
+        return None
+    try:
+        position = TypeAdapter(kind).validate_json(
+            base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), strict=True
+        )
+    except ValueError:  # of base64 and of pydantic
+        position = None
+    if position is None or (isinstance(position, int) and not 0 <= position < 2**63):
+        raise Unprocessable(
+            "The cursor is not valid. Send the next_cursor of the list's previous part, or none.",
+            errors=[{"loc": ["query", "cursor"], "msg": "Invalid cursor", "type": "invalid_cursor"}],
+        )
+    return position
