@@ -42,6 +42,8 @@ class Me(BaseModel):
 
 @router.get("/v1/me", scope="read")
 def me(caller: api.Caller) -> Me:
+    """Who calls, in which organisation, what it has, and what its plan allows."""
+
     def read(tx: db.Tx) -> Me:
         entitlement = subscriptions.entitlement(tx, caller.organization_id)
         balance = ledger.balance(tx, caller.organization_id)

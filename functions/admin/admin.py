@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from backplane import api, audit_log, db, inbox_upkeep, ledger, paging
 from backplane.inbox import Provider, Status
+from backplane.problems import Conflict, InvalidState
 from backplane.senders import SENDERS
 
 router = api.Router()
@@ -35,6 +36,7 @@ def webhooks(
     limit: paging.Limit = 20,
     cursor: paging.Cursor = None,
 ) -> paging.Page[webhook_rows.Webhook]:
+    """Webhook events as they came, newest first."""
     before = paging.decode_cursor(cursor, UUID)
     items = webhook_rows.newest(tx, status=status, provider=provider, before=before, limit=limit + 1)
     return paging.page(items, limit, lambda last: last.id)
@@ -48,7 +50,7 @@ def webhook(webhook_id: UUID, caller: api.Caller, tx: api.Tx) -> webhook_rows.Wh
     return found
 
 
-@router.post("/v1/admin/webhooks/<webhook_id>/replay", scope="admin")
+@router.post("/v1/admin/webhooks/<webhook_id>/replay", scope="admin", raises=(InvalidState,))
 def replay(webhook_id: UUID, caller: api.Caller) -> Replay:
     """Applies it as if it had just come, unless it is applied already. Its attempts count from one."""
 
@@ -64,6 +66,7 @@ def replay(webhook_id: UUID, caller: api.Caller) -> Replay:
 def users(
     tx: api.Tx, *, email: EmailPrefix = None, limit: paging.Limit = 20, cursor: paging.Cursor = None
 ) -> paging.Page[people.User]:
+    """Users, newest first."""
     before = paging.decode_cursor(cursor, UUID)
     return paging.page(
         people.newest_users(tx, email=email, before=before, limit=limit + 1), limit, lambda last: last.id
@@ -74,6 +77,7 @@ def users(
 def audit(
     tx: api.Tx, *, organization_id: UUID | None = None, limit: paging.Limit = 20, cursor: paging.Cursor = None
 ) -> paging.Page[people.AuditEntry]:
+    """Who did what to whom, newest first."""
     before = paging.decode_cursor(cursor, UUID)
     items = people.newest_entries(tx, organization_id=organization_id, before=before, limit=limit + 1)
     return paging.page(items, limit, lambda last: last.id)
@@ -94,7 +98,7 @@ def erasures(
 def backups(
     tx: api.Tx, *, limit: paging.Limit = 20, cursor: paging.Cursor = None
 ) -> paging.Page[backup_rows.Backup]:
-    """With the verdict of the last drill."""
+    """Backups, newest first, each with the verdict of the last drill."""
     before = paging.decode_cursor(cursor, UUID)
     return paging.page(backup_rows.newest(tx, before=before, limit=limit + 1), limit, lambda last: last.id)
 
@@ -103,6 +107,7 @@ def backups(
 def create_service_key(
     body: service_keys.NewServiceKey, caller: api.Caller, tx: api.Tx
 ) -> api.Response[service_keys.CreatedServiceKey]:
+    """A key for your own servers. `key` is shown this once."""
     return api.answer(service_keys.create(tx, body, caller), status_code=201)
 
 
@@ -110,12 +115,14 @@ def create_service_key(
 def list_service_keys(
     tx: api.Tx, *, limit: paging.Limit = 20, cursor: paging.Cursor = None
 ) -> paging.Page[service_keys.ServiceKey]:
+    """Service keys, newest first, without their secrets."""
     before = paging.decode_cursor(cursor, UUID)
     return paging.page(service_keys.newest(tx, before=before, limit=limit + 1), limit, lambda last: last.id)
 
 
 @router.delete("/v1/admin/service-keys/<key_id>", scope="admin")
 def revoke_service_key(key_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
+    """Ends a service key: it is refused from the next request on."""
     service_keys.revoke(tx, key_id, caller)
 
 
@@ -123,32 +130,36 @@ def revoke_service_key(key_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
 def list_plans(
     tx: api.Tx, *, limit: paging.Limit = 20, cursor: paging.Cursor = None
 ) -> paging.Page[price_list.StoredPlan]:
-    """In order of their keys."""
+    """Every plan, for sale or not, in order of their keys."""
     after = paging.decode_cursor(cursor, str)
     return paging.page(price_list.listed(tx, after=after, limit=limit + 1), limit, lambda last: last.key)
 
 
-@router.post("/v1/admin/plans", scope="admin", status_code=201)
+@router.post("/v1/admin/plans", scope="admin", status_code=201, raises=(Conflict, InvalidState))
 def create_plan(
     body: price_list.NewPlan, caller: api.Caller, tx: api.Tx
 ) -> api.Response[price_list.StoredPlan]:
+    """A new plan."""
     return api.answer(price_list.create(tx, body, caller), status_code=201)
 
 
-@router.patch("/v1/admin/plans/<plan_key>", scope="admin")
+@router.patch("/v1/admin/plans/<plan_key>", scope="admin", raises=(Conflict, InvalidState))
 def change_plan(
     plan_key: str, body: price_list.PlanFields, caller: api.Caller, tx: api.Tx
 ) -> price_list.StoredPlan:
+    """Changes what the body names of a plan; the rest stays."""
     return price_list.change(tx, plan_key, body, caller)
 
 
 @router.get("/v1/admin/feature-costs", scope="admin")
 def costs(tx: api.Tx) -> dict[str, int]:
+    """What one unit of each operation costs, in credits."""
     return ledger.costs(tx)
 
 
 @router.put("/v1/admin/feature-costs", scope="admin")
 def replace_costs(body: feature_costs.FeatureCosts, caller: api.Caller, tx: api.Tx) -> dict[str, int]:
+    """Puts these prices in the place of all that were set before. What is left out has its default."""
     return feature_costs.replace(tx, body, caller)
 
 

@@ -15,7 +15,7 @@ from backplane import api, audit_log
 from backplane.auth import Caller
 from backplane.db import Tx
 from backplane.plans import Plan, Tier
-from backplane.problems import Conflict, NotFound, Unprocessable
+from backplane.problems import Conflict, InvalidState, NotFound, Unprocessable
 from backplane.subscriptions import NOT_ENTITLED
 
 MAX_CREDITS = 1_000_000_000
@@ -185,9 +185,8 @@ def _replace_prices(tx: Tx, plan_id: UUID, prices: list[NewPrice]) -> None:
         [plan_id, kept, list(NOT_ENTITLED)],
     ).fetchone()
     if used is not None:
-        raise Conflict(
+        raise InvalidState(
             f"Subscriptions go on at {used['price_id']}. Keep the price; to stop selling, set active false.",
-            code="invalid_state",
         )
     for price in prices:
         _write(
@@ -227,9 +226,8 @@ def _taken() -> Conflict:
 def _require_a_free_plan(tx: Tx) -> None:
     """Whoever has no subscription has the free plan: there must be one."""
     if tx.execute("SELECT 1 FROM billing.plans WHERE tier = 'free' AND active LIMIT 1").fetchone() is None:
-        raise Conflict(
+        raise InvalidState(
             "This is the last free plan, which everybody without a subscription has. Make another one first.",
-            code="invalid_state",
         )
 
 

@@ -8,7 +8,7 @@ from aws_lambda_powertools import Logger
 from pydantic import BaseModel, Field, model_validator
 
 from backplane import api, customers, db, idempotency, plans, stripe_api, subscriptions
-from backplane.problems import Conflict, Unavailable, Unprocessable
+from backplane.problems import Conflict, InvalidState, Unavailable, Unprocessable
 
 logger = Logger()
 router = api.Router()
@@ -42,13 +42,15 @@ class Redirect(BaseModel):
 
 @router.get("/v1/subscription", scope="read")
 def subscription(caller: api.Caller) -> subscriptions.Overview:
+    """The organisation's subscription, and what it has been through."""
     return db.run(
         lambda tx: subscriptions.overview(tx, caller.organization_id), organization_id=caller.organization_id
     )
 
 
-@router.post("/v1/billing/checkout", scope="billing:manage")
+@router.post("/v1/billing/checkout", scope="billing:manage", raises=(InvalidState,))
 def checkout(body: CheckoutRequest, caller: api.Caller, key: api.RepeatKey) -> Redirect:
+    """A page of Stripe's to buy a plan or a pack of credits on. Send the customer there."""
     _require_stripe()
     return_urls.check(success_url=body.success_url, cancel_url=body.cancel_url)
     price_id, customer = db.run(
@@ -67,8 +69,9 @@ def checkout(body: CheckoutRequest, caller: api.Caller, key: api.RepeatKey) -> R
         raise _refusal(body, refused) from refused
 
 
-@router.post("/v1/billing/portal", scope="billing:manage")
+@router.post("/v1/billing/portal", scope="billing:manage", raises=(InvalidState,))
 def portal(body: PortalRequest, caller: api.Caller, key: api.RepeatKey) -> Redirect:
+    """A page of Stripe's where the customer changes or ends his subscription. Send him there."""
     _require_stripe()
     return_urls.check(return_url=body.return_url)
     customer = db.run(
@@ -103,9 +106,8 @@ def _order(tx: db.Tx, organization_id: UUID, body: CheckoutRequest) -> tuple[str
     elif body.price_id is not None and plans.is_for_sale(tx, body.price_id):
         price_id = body.price_id
         if subscriptions.pays(tx, "stripe", organization_id):
-            raise Conflict(
+            raise InvalidState(
                 "The organisation has a subscription: change its plan by POST /v1/billing/portal.",
-                code="invalid_state",
             )
     else:
         price_id = None
@@ -162,9 +164,8 @@ def _not_for_sale(body: CheckoutRequest) -> Unprocessable:
 
 
 def _no_customer() -> Conflict:
-    return Conflict(
+    return InvalidState(
         "The organisation has bought nothing through Stripe yet. Begin with POST /v1/billing/checkout.",
-        code="invalid_state",
     )
 
 

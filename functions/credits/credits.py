@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from backplane import api, audits, corrections, db, holds, ledger, low_balance, paging
 from backplane import usage as used
+from backplane.problems import InsufficientCredits, InvalidState
 
 MAX_QUANTITY = 1_000_000
 MAX_AMOUNT = 1_000_000_000
@@ -73,6 +74,7 @@ class LowBalance(api.Body):
 
 @router.get("/v1/credits", scope="read")
 def balance(caller: api.Caller) -> ledger.Balance:
+    """What is available, what is held, what is owed, and the grants it comes from."""
     return db.run(
         lambda tx: ledger.balance(tx, caller.organization_id), organization_id=caller.organization_id
     )
@@ -80,11 +82,13 @@ def balance(caller: api.Caller) -> ledger.Balance:
 
 @router.get("/v1/credits/costs", scope="read")
 def costs(caller: api.Caller) -> dict[str, int]:
+    """What one unit of each operation costs, in credits."""
     return db.run(ledger.costs, organization_id=caller.organization_id)
 
 
-@router.post("/v1/credits/debits", scope="credits:spend", status_code=201)
+@router.post("/v1/credits/debits", scope="credits:spend", status_code=201, raises=(InsufficientCredits,))
 def debit(body: DebitRequest, caller: api.Caller, key: api.IdempotencyKey) -> api.Response[ledger.Debit]:
+    """Spends credits on an operation, at the server's price, exactly once per Idempotency-Key."""
     made, replayed = ledger.debit(
         caller.organization_id,
         body.operation,
@@ -96,8 +100,12 @@ def debit(body: DebitRequest, caller: api.Caller, key: api.IdempotencyKey) -> ap
     return api.answer(made, status_code=201, replayed=replayed)
 
 
-@router.post("/v1/credits/holds", scope="credits:spend", status_code=201)
+@router.post("/v1/credits/holds", scope="credits:spend", status_code=201, raises=(InsufficientCredits,))
 def hold(body: HoldRequest, caller: api.Caller, key: api.IdempotencyKey) -> api.Response[holds.Hold]:
+    """Sets credits aside until what they are for is done: then settle the hold, or release it.
+
+    What is held when it expires is available again.
+    """
     made, replayed = holds.hold(
         caller.organization_id,
         body.operation,
@@ -110,10 +118,16 @@ def hold(body: HoldRequest, caller: api.Caller, key: api.IdempotencyKey) -> api.
     return api.answer(made, status_code=201, replayed=replayed)
 
 
-@router.post("/v1/credits/holds/<hold_id>/settle", scope="credits:settle")
+@router.post(
+    "/v1/credits/holds/<hold_id>/settle", scope="credits:settle", raises=(InsufficientCredits, InvalidState)
+)
 def settle(
     hold_id: UUID, body: SettleRequest, caller: api.Caller, key: api.IdempotencyKey
 ) -> api.Response[holds.Settlement]:
+    """Takes what was used out of a hold, and makes the rest available again.
+
+    More than was held is taken from what is available.
+    """
     made, replayed = holds.settle(
         caller.organization_id,
         hold_id,
@@ -125,16 +139,20 @@ def settle(
     return api.answer(made, replayed=replayed)
 
 
-@router.post("/v1/credits/holds/<hold_id>/release", scope="credits:settle")
+@router.post("/v1/credits/holds/<hold_id>/release", scope="credits:settle", raises=(InvalidState,))
 def release(hold_id: UUID, caller: api.Caller, key: api.IdempotencyKey) -> api.Response[holds.Release]:
+    """Makes all of a hold available again."""
     made, replayed = holds.release(caller.organization_id, hold_id, key=key, actor=caller.actor)
     return api.answer(made, replayed=replayed)
 
 
-@router.post("/v1/credits/debits/<debit_id>/refunds", scope="credits:refund", status_code=201)
+@router.post(
+    "/v1/credits/debits/<debit_id>/refunds", scope="credits:refund", status_code=201, raises=(InvalidState,)
+)
 def refund(
     debit_id: UUID, body: RefundRequest, caller: api.Caller, key: api.IdempotencyKey
 ) -> api.Response[corrections.Refund]:
+    """Gives a debit's credits back, in one or several parts and never more than it took."""
     made, replayed = corrections.refund(
         caller.organization_id,
         debit_id,
@@ -150,6 +168,7 @@ def refund(
 def entries(
     caller: api.Caller, limit: paging.Limit = 20, cursor: paging.Cursor = None
 ) -> paging.Page[ledger.Entry]:
+    """Every change of the balance, newest first."""
     before = paging.decode_cursor(cursor, int)
     items = db.run(
         lambda tx: ledger.entries(tx, caller.organization_id, before_version=before, limit=limit + 1),
@@ -160,6 +179,7 @@ def entries(
 
 @router.get("/v1/credits/usage", scope="read")
 def usage(caller: api.Caller, days: Annotated[int, Query(ge=1, le=366)] = 30) -> used.Usage:
+    """What was spent, by operation and by day, in the organisation's timezone."""
     return db.run(
         lambda tx: used.usage(tx, caller.organization_id, days=days), organization_id=caller.organization_id
     )
@@ -167,6 +187,7 @@ def usage(caller: api.Caller, days: Annotated[int, Query(ge=1, le=366)] = 30) ->
 
 @router.get("/v1/credits/low-balance", scope="read")
 def low_balance_threshold(caller: api.Caller) -> LowBalance:
+    """Below how many available credits the balance is low."""
     threshold = db.run(
         lambda tx: low_balance.threshold(tx, caller.organization_id), organization_id=caller.organization_id
     )
@@ -175,6 +196,7 @@ def low_balance_threshold(caller: api.Caller) -> LowBalance:
 
 @router.put("/v1/credits/low-balance", scope="billing:manage")
 def set_low_balance_threshold(body: LowBalance, caller: api.Caller) -> LowBalance:
+    """Sets below how many available credits the event `credits.low_balance` is sent; 0: never."""
     db.run(
         lambda tx: low_balance.set_threshold(tx, caller.organization_id, body.threshold),
         organization_id=caller.organization_id,
@@ -184,13 +206,20 @@ def set_low_balance_threshold(body: LowBalance, caller: api.Caller) -> LowBalanc
 
 @router.get("/v1/credits/audit", scope="read")
 def audit(caller: api.Caller) -> audits.Audit:
+    """Adds the balance up again from the entries and the grants, and says whether it is the same."""
     return audits.audit(caller.organization_id)
 
 
-@router.post("/v1/admin/credits/<organization_id>/adjustments", scope="admin", status_code=201)
+@router.post(
+    "/v1/admin/credits/<organization_id>/adjustments",
+    scope="admin",
+    status_code=201,
+    raises=(InsufficientCredits,),
+)
 def adjust(
     organization_id: UUID, body: AdjustmentRequest, caller: api.Caller, key: api.IdempotencyKey
 ) -> api.Response[corrections.Adjustment]:
+    """Gives an organisation credits, or takes some, with a reason."""
     made, replayed = corrections.adjust(
         organization_id,
         body.amount,

@@ -5,7 +5,7 @@ from uuid import UUID
 from backplane import access, buckets, db, requests, uploads
 from backplane.auth import Caller
 from backplane.file_changes import NewFile
-from backplane.problems import Conflict, Unprocessable
+from backplane.problems import InvalidState, Unprocessable
 
 
 def read_bundle(caller: Caller, project_id: UUID, bundle_id: UUID) -> list[NewFile]:
@@ -20,7 +20,7 @@ def read_bundle(caller: Caller, project_id: UUID, bundle_id: UUID) -> list[NewFi
     key, size = db.run(find, organization_id=caller.organization_id, user_id=caller.user_id)
     data = buckets.read_bounded(key, size + 1)
     if data is None:
-        raise Conflict("The bundle was granted and not uploaded yet.", code="invalid_state")
+        raise InvalidState("The bundle was granted and not uploaded yet.")
     if len(data) > size:
         raise _unfit(f"The bundle has more than the {size} bytes that were granted.")
     body = requests.parse_json(requests.text(data), with_nul=True)

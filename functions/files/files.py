@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 from backplane import access, api, buckets, db, limits, paging, stored_objects, subscriptions, uploads
 from backplane import files as stored
 from backplane.file_changes import IndexedFile, NewFile, Operation
-from backplane.problems import NotFound, TooLarge
+from backplane.problems import Conflict, InvalidState, NotFound, PlanLimitReached, TooLarge
 
 MAX_ANSWER = 5_500_000  # bytes of JSON; Lambda answers 6 MB at most
 
@@ -91,9 +91,17 @@ class Content(BaseModel):
     content: str
 
 
-@router.post("/v1/projects/<project_id>/files", scope="files:write", status_code=201)
+@router.post(
+    "/v1/projects/<project_id>/files",
+    scope="files:write",
+    status_code=201,
+    raises=(Conflict, InvalidState, PlanLimitReached, stored.VersionConflict),
+)
 def save(project_id: UUID, body: Save, caller: api.Caller, commit: api.Commit) -> stored.Saved:
-    """Files of more than 6 MB in all come as a bundle: POST …/files/bundles, upload it, then save it here."""
+    """Saves files as a new version of the project.
+
+    Files of more than 6 MB in all come as a bundle: `POST …/files/bundles`, upload it, then save it here.
+    """
     bundle_id = body.bundle_id
     if bundle_id is None:
         named = [NewFile(file.path, file.content) for file in body.files or ()]
@@ -120,24 +128,36 @@ def save(project_id: UUID, body: Save, caller: api.Caller, commit: api.Commit) -
     return stored.save(caller, project_id, change, save_and_release)
 
 
-@router.post("/v1/projects/<project_id>/files/bundles", scope="files:write", status_code=201)
+@router.post(
+    "/v1/projects/<project_id>/files/bundles",
+    scope="files:write",
+    status_code=201,
+    raises=(PlanLimitReached,),
+)
 def grant_bundle(project_id: UUID, body: NewBundle, caller: api.Caller, tx: api.Tx) -> uploads.Granted:
-    """For JSON as `download_url` gives it: {"files": {path: content}}."""
+    """Permits the upload of many files at once, as JSON that reads `{"files": {path: content}}`."""
     found = access.enter(tx, caller, project_id, "files:write")
     owner = stored_objects.Owner(found.organization_id, project_id, caller.user_id)
     return uploads.grant(tx, owner, "bundle", name="bundle", content_type=buckets.JSON, size=body.bytes)
 
 
-@router.post("/v1/projects/<project_id>/versions/<version>/restore", scope="files:write", status_code=201)
+@router.post(
+    "/v1/projects/<project_id>/versions/<version>/restore",
+    scope="files:write",
+    status_code=201,
+    raises=(InvalidState, PlanLimitReached, stored.VersionConflict),
+)
 def restore(
     project_id: UUID, version: VersionInPath, body: Restore, caller: api.Caller, commit: api.Commit
 ) -> stored.Saved:
+    """Makes a new version that holds what an older one held."""
     change = stored.Restoration(version, base_version=body.base_version, message=body.message)
     return stored.save(caller, project_id, change, commit)
 
 
 @router.get("/v1/projects/<project_id>/files", scope="read")
 def files(project_id: UUID, caller: api.Caller, tx: api.Tx, version: Version | None = None) -> Files:
+    """The files of a version, the newest if none is named, and where to download them all."""
     found = _version(tx, access.look(tx, caller, project_id), version)
     return Files(
         version=found.number,
@@ -150,7 +170,7 @@ def files(project_id: UUID, caller: api.Caller, tx: api.Tx, version: Version | N
     )
 
 
-@router.get("/v1/projects/<project_id>/files/content", scope="read")
+@router.get("/v1/projects/<project_id>/files/content", scope="read", raises=(TooLarge,))
 def content(
     project_id: UUID,
     path: Annotated[str, Query(min_length=1, max_length=1024)],
@@ -158,6 +178,7 @@ def content(
     commit: api.Commit,
     version: Version | None = None,
 ) -> Content:
+    """One file of a version."""
     found = commit(lambda tx: _version(tx, access.look(tx, caller, project_id), version))
     file = next((each for each in found.index if each.path == path), None)
     if file is None:
@@ -172,6 +193,7 @@ def content(
 def versions(
     project_id: UUID, caller: api.Caller, tx: api.Tx, limit: paging.Limit = 20, cursor: paging.Cursor = None
 ) -> paging.Page[stored.VersionEntry]:
+    """A project's versions, newest first."""
     access.enter(tx, caller, project_id, "read")
     before = paging.decode_cursor(cursor, int)
     found = stored.versions(tx, project_id, before=before, limit=limit + 1)
@@ -181,8 +203,11 @@ def versions(
 # ---- uploads and storage ----
 
 
-@router.post("/v1/projects/<project_id>/uploads", scope="files:write", status_code=201)
+@router.post(
+    "/v1/projects/<project_id>/uploads", scope="files:write", status_code=201, raises=(PlanLimitReached,)
+)
 def upload(project_id: UUID, body: NewUpload, caller: api.Caller, tx: api.Tx) -> uploads.Granted:
+    """Permits an upload: send the file with `fields` to `url` as multipart/form-data, the file last."""
     found = access.enter(tx, caller, project_id, "files:write")
     owner = stored_objects.Owner(found.organization_id, project_id, caller.user_id)
     return uploads.grant(tx, owner, "upload", name=body.name, content_type=body.content_type, size=body.bytes)
@@ -192,6 +217,7 @@ def upload(project_id: UUID, body: NewUpload, caller: api.Caller, tx: api.Tx) ->
 def storage(
     caller: api.Caller, tx: api.Tx, limit: paging.Limit = 20, cursor: paging.Cursor = None
 ) -> Storage:
+    """What the organisation has stored, newest first, and how much it may store."""
     organization_id = caller.organization_id
     stored_objects.expire(tx, organization_id)
     plan = subscriptions.entitlement(tx, organization_id)
@@ -210,8 +236,9 @@ def storage(
     )
 
 
-@router.delete("/v1/storage/<object_id>", scope="files:write")
+@router.delete("/v1/storage/<object_id>", scope="files:write", raises=(InvalidState,))
 def delete(object_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
+    """Deletes a stored object, and gives its bytes back to the plan."""
     stored_objects.delete(tx, caller.organization_id, object_id)
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from backplane import access, api, leases, paging
 from backplane import generations as stored
 from backplane.messages import NewMessage
+from backplane.problems import GenerationInProgress, InsufficientCredits, InvalidState, QuotaExhausted
 
 MAX_TOKENS = 1_000_000_000
 MAX_MESSAGES = 100
@@ -51,8 +52,14 @@ class Lease(BaseModel):
     scope="credits:spend",
     status_code=201,
     shown_once=("lock_token",),
+    raises=(GenerationInProgress, InsufficientCredits, InvalidState, QuotaExhausted),
 )
 def start(project_id: UUID, body: NewGeneration, caller: api.Caller, tx: api.Tx) -> leases.Started:
+    """Takes a project for a model to work on: locks it and holds the credits.
+
+    `lock_token` is shown this once. Whoever has it can end the generation, and send heartbeats so that
+    the lock does not expire.
+    """
     found = access.enter(tx, caller, project_id, "credits:spend")
     work = leases.Work(**body.model_dump())
     return leases.start(tx, found, caller, work)
@@ -62,6 +69,7 @@ def start(project_id: UUID, body: NewGeneration, caller: api.Caller, tx: api.Tx)
 def generations(
     project_id: UUID, caller: api.Caller, tx: api.Tx, limit: paging.Limit = 20, cursor: paging.Cursor = None
 ) -> paging.Page[stored.Generation]:
+    """A project's generations, newest first."""
     access.enter(tx, caller, project_id, "read")
     before = paging.decode_cursor(cursor, UUID)
     found = stored.newest(tx, project_id, before=before, limit=limit + 1)
@@ -70,26 +78,34 @@ def generations(
 
 @router.get("/v1/generations/<generation_id>", scope="read")
 def generation(generation_id: UUID, caller: api.Caller, tx: api.Tx) -> stored.Generation:
+    """A generation: how it goes, or how it ended."""
     access.enter(tx, caller, stored.project_of(tx, generation_id), "read")
     return stored.read(tx, generation_id)
 
 
-@router.post("/v1/generations/<generation_id>/heartbeat", scope="generations:finish")
+@router.post("/v1/generations/<generation_id>/heartbeat", scope="generations:finish", raises=(InvalidState,))
 def heartbeat(generation_id: UUID, body: Heartbeat, caller: api.Caller, tx: api.Tx) -> Lease:
+    """Says that work goes on: the lock lasts longer."""
     expires_at = leases.heartbeat(
         tx, caller, generation_id, body.lock_token, last_entry_id=body.last_entry_id
     )
     return Lease(lock_expires_at=expires_at)
 
 
-@router.post("/v1/generations/<generation_id>/complete", scope="generations:finish")
+@router.post(
+    "/v1/generations/<generation_id>/complete",
+    scope="generations:finish",
+    raises=(InsufficientCredits, InvalidState),
+)
 def complete(generation_id: UUID, body: Completion, caller: api.Caller, tx: api.Tx) -> stored.Generation:
+    """Ends a generation with its result: settles the hold, appends the messages, unlocks the project."""
     result = leases.Result(response=body.response, tokens_used=body.tokens_used, messages=body.messages)
     return leases.complete(tx, caller, generation_id, body.lock_token, result)
 
 
-@router.post("/v1/generations/<generation_id>/fail", scope="generations:finish")
+@router.post("/v1/generations/<generation_id>/fail", scope="generations:finish", raises=(InvalidState,))
 def fail(generation_id: UUID, body: Failure, caller: api.Caller, tx: api.Tx) -> stored.Generation:
+    """Ends a generation without a result: its credits are available again, the project is unlocked."""
     return leases.fail(tx, caller, generation_id, body.lock_token, body.error_message)
 
 

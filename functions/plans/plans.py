@@ -8,6 +8,7 @@ router = api.Router()
 
 @router.get("/v1/plans")
 def plans() -> catalog.Catalog:
+    """The price list: plans, what each gives and allows, and packs of credits."""
     return db.run(catalog.catalog)
 
 

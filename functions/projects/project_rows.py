@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from backplane import access, db, leases, limits, outbox, subscriptions
 from backplane.auth import Caller
-from backplane.problems import Conflict, Forbidden, Unprocessable
+from backplane.problems import Conflict, Forbidden, InvalidState, Unprocessable
 
 PRIVATE_PROJECTS = "private-projects"  # the feature of the plans that have them
 
@@ -184,7 +184,7 @@ def _store(tx: db.Tx, project: Mapping[str, Any], changes: Changes, sent: dict[s
     if "template" in sent:
         own |= _template(changes.template)
     if "status" in sent and project["status"] in {"generating", "deploying"}:
-        raise Conflict(f"The project is {project['status']}: wait until that is over.", code="invalid_state")
+        raise InvalidState(f"The project is {project['status']}: wait until that is over.")
     settings = {name: sent[name] for name in _SETTINGS & sent.keys()}
     if "config" in settings:
         settings["config"] = Jsonb(changes.config)
@@ -312,4 +312,4 @@ def _counted(tx: db.Tx, project_id: UUID, *, deleted: bool) -> Mapping[str, Any]
 
 
 def _not_deleted() -> Conflict:
-    return Conflict("The project is not deleted: there is nothing to restore.", code="invalid_state")
+    return InvalidState("The project is not deleted: there is nothing to restore.")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from backplane import api, db, invitations, outbox
 from backplane.access import Access
 from backplane.auth import Caller
-from backplane.problems import Conflict, Forbidden, NotFound
+from backplane.problems import Conflict, Forbidden, InvalidState, NotFound
 
 Role = Literal["viewer", "editor", "admin"]
 
@@ -130,5 +130,5 @@ def accept(tx: db.Tx, caller: Caller, invitation: invitations.Invitation) -> Acc
     if row is None or row["outcome"] == "unknown":
         raise invitations.unknown()
     if row["outcome"] == "expired":
-        raise Conflict("The invitation has expired. Ask for a new one.", code="invalid_state")
+        raise InvalidState("The invitation has expired. Ask for a new one.")
     return Accepted.model_validate(row | {"kind": invitation.kind})

@@ -16,6 +16,7 @@ from project_views import Project, ProjectDetails, PublicProject
 from pydantic import Field
 
 from backplane import access, api, auth, invitations, messages, paging
+from backplane.problems import Conflict, FeatureNotInPlan, InvalidState, PlanLimitReached
 
 router = api.Router()
 
@@ -26,8 +27,11 @@ class NewMessage(api.Body, messages.NewMessage):
     pass
 
 
-@router.post("/v1/projects", scope="projects:write", status_code=201)
+@router.post(
+    "/v1/projects", scope="projects:write", status_code=201, raises=(FeatureNotInPlan, PlanLimitReached)
+)
 def create(body: NewProject, caller: api.Caller, tx: api.Tx) -> ProjectDetails:
+    """A new project. Without `is_public` it is private where the plan allows that, and public else."""
     return project_rows.create(tx, caller, body)
 
 
@@ -46,6 +50,7 @@ def projects(
     limit: paging.Limit = 20,
     cursor: paging.Cursor = None,
 ) -> paging.Page[Project]:
+    """Projects of the organisation, or those shared with the caller, newest first."""
     wanted = project_lists.Wanted(q=q, favorite=favorite, deleted=deleted, kind=kind, tag=tag, shared=shared)
     whose = caller.organization_id, caller.user_id
     if sort == "created":
@@ -61,6 +66,7 @@ def projects(
 def search(
     caller: api.Caller, q: SearchText, limit: paging.Limit = 20, cursor: paging.Cursor = None
 ) -> paging.Page[message_search.Found]:
+    """Messages of the organisation's projects that hold the words."""
     after = paging.decode_cursor(cursor, message_search.Position)
     found = message_search.search(caller.organization_id, q, after=after, limit=limit + 1)
     return paging.page(found, limit, message_search.position)
@@ -68,6 +74,7 @@ def search(
 
 @router.get("/v1/projects/stats", scope="read")
 def stats(caller: api.Caller, tx: api.Tx, period: project_activity.Period = "30d") -> project_activity.Stats:
+    """How many projects there are, and how many were created and changed in a period."""
     return project_activity.stats(tx, caller.organization_id, period)
 
 
@@ -75,6 +82,7 @@ def stats(caller: api.Caller, tx: api.Tx, period: project_activity.Period = "30d
 def activity(
     caller: api.Caller, tx: api.Tx, limit: paging.Limit = 10, cursor: paging.Cursor = None
 ) -> paging.Page[project_activity.Activity]:
+    """What happened lately, newest first."""
     before = paging.decode_cursor(cursor, UUID)
     found = project_activity.activity(tx, caller.organization_id, before=before, limit=limit + 1)
     return paging.page(found, limit, lambda last: last.id)
@@ -82,40 +90,54 @@ def activity(
 
 @router.get("/v1/projects/<project_id>", scope="read")
 def project(project_id: UUID, caller: api.Caller, tx: api.Tx) -> ProjectDetails | PublicProject:
+    """A project. Others see of a public one neither its messages nor its configuration and keys."""
     if access.find(tx, caller, project_id).standing == "public":
         return project_rows.read_public(tx, project_id)
     return project_rows.read(tx, project_id, caller.user_id)
 
 
-@router.patch("/v1/projects/<project_id>", scope="read")
+@router.patch("/v1/projects/<project_id>", scope="read", raises=(Conflict, FeatureNotInPlan, InvalidState))
 def change(project_id: UUID, body: Changes, caller: api.Caller, tx: api.Tx) -> ProjectDetails:
-    """A favourite is the reader's own; everything else takes `projects:write`."""
+    """Changes what the body names; the rest stays.
+
+    A favourite is the reader's own; everything else takes `projects:write`.
+    """
     scope = "read" if body.model_fields_set == {"is_favorite"} else "projects:write"
     auth.require(caller, scope)
     access.enter(tx, caller, project_id, scope)
     return project_rows.change(tx, caller, project_id, body)
 
 
-@router.delete("/v1/projects/<project_id>", scope="projects:write")
+@router.delete("/v1/projects/<project_id>", scope="projects:write", raises=(InvalidState,))
 def delete(project_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
+    """Deletes a project. It can be restored."""
     access.enter_as_manager(tx, caller, project_id)
     project_rows.delete(tx, caller, project_id)
 
 
-@router.post("/v1/projects/<project_id>/restore", scope="projects:write")
+@router.post(
+    "/v1/projects/<project_id>/restore", scope="projects:write", raises=(InvalidState, PlanLimitReached)
+)
 def restore(project_id: UUID, caller: api.Caller, tx: api.Tx) -> ProjectDetails:
+    """Brings a deleted project back."""
     access.enter_as_manager(tx, caller, project_id)
     return project_rows.restore(tx, caller, project_id)
 
 
-@router.post("/v1/projects/<project_id>/fork", scope="projects:write", status_code=201)
+@router.post(
+    "/v1/projects/<project_id>/fork",
+    scope="projects:write",
+    status_code=201,
+    raises=(FeatureNotInPlan, PlanLimitReached),
+)
 def fork(project_id: UUID, body: project_forks.Fork, caller: api.Caller, tx: api.Tx) -> ProjectDetails:
-    """Whoever may read a project may fork it, into his own organisation."""
+    """Copies a project. Whoever may read one may fork it, into his own organisation."""
     return project_forks.fork(tx, caller, access.find(tx, caller, project_id), body)
 
 
 @router.post("/v1/projects/<project_id>/messages", scope="projects:write", status_code=201)
 def append(project_id: UUID, body: NewMessage, caller: api.Caller, tx: api.Tx) -> messages.Message:
+    """Adds a message to a project's conversation."""
     access.enter(tx, caller, project_id, "projects:write")
     return messages.append(tx, project_id, [body], created_by=caller.user_id)[0]
 
@@ -124,6 +146,7 @@ def append(project_id: UUID, body: NewMessage, caller: api.Caller, tx: api.Tx) -
 def conversation(
     project_id: UUID, caller: api.Caller, tx: api.Tx, limit: paging.Limit = 20, cursor: paging.Cursor = None
 ) -> paging.Page[messages.Message]:
+    """A project's conversation, newest first."""
     access.enter(tx, caller, project_id, "read")
     before = paging.decode_cursor(cursor, int)
     found = messages.newest(tx, project_id, before=before, limit=limit + 1)
@@ -131,11 +154,16 @@ def conversation(
 
 
 @router.post(
-    "/v1/projects/<project_id>/shares", scope="projects:write", status_code=201, shown_once=("token",)
+    "/v1/projects/<project_id>/shares",
+    scope="projects:write",
+    status_code=201,
+    shown_once=("token",),
+    raises=(Conflict,),
 )
 def share(
     project_id: UUID, body: project_shares.NewShare, caller: api.Caller, tx: api.Tx
 ) -> project_shares.InvitedShare:
+    """Invites somebody to a project by email address. The invitation's `token` is shown this once."""
     found = access.enter_as_manager(tx, caller, project_id)
     return project_shares.invite(tx, found, caller, body)
 
@@ -144,6 +172,7 @@ def share(
 def shares(
     project_id: UUID, caller: api.Caller, tx: api.Tx, limit: paging.Limit = 20, cursor: paging.Cursor = None
 ) -> paging.Page[project_shares.Share]:
+    """With whom a project is shared, newest first."""
     access.enter(tx, caller, project_id, "read")
     before = paging.decode_cursor(cursor, UUID)
     found = project_shares.shares(tx, project_id, before=before, limit=limit + 1)
@@ -152,6 +181,7 @@ def shares(
 
 @router.delete("/v1/projects/<project_id>/shares/<share_id>", scope="projects:write")
 def unshare(project_id: UUID, share_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
+    """Ends a share, or an invitation to one."""
     access.enter_as_manager(tx, caller, project_id)
     project_shares.remove(tx, project_id, share_id)
 
@@ -160,8 +190,9 @@ class Acceptance(api.Body):
     token: str = Field(min_length=1, max_length=200)
 
 
-@router.post("/v1/invitations/accept", scope="read")
+@router.post("/v1/invitations/accept", scope="read", raises=(InvalidState,))
 def accept(body: Acceptance, caller: api.Caller, tx: api.Tx) -> project_shares.Accepted:
+    """Accepts an invitation. It is for a person: send a session token."""
     return project_shares.accept(tx, caller, invitations.read(body.token))
 
 

@@ -199,7 +199,7 @@ def test_of_many_starts_at_once_one_begins(database: Database) -> None:
             with counters.transaction(database, organization_id) as tx:
                 leases.start(tx, found(organization_id, project_id), caller, WORK)
         except Conflict as conflict:
-            return conflict.instance_code
+            return conflict.code
         return "started"
 
     outcomes = counters.at_once(8, race)

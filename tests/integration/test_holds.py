@@ -221,7 +221,7 @@ def test_a_settle_repeats_by_key_and_by_outcome(system_db: Database) -> None:
     assert settle(organization_id, hold_id, quantity=4, key="key-2") == (first, True)
     with pytest.raises(Conflict, match="another amount") as refused:
         settle(organization_id, hold_id, amount=5, key="key-3")
-    assert refused.value.instance_code == "invalid_state"
+    assert refused.value.code == "invalid_state"
     with pytest.raises(IdempotencyConflict):
         settle(organization_id, hold_id, amount=5, key="key-1")
     with pytest.raises(NotFound):
@@ -274,10 +274,10 @@ def test_what_is_settled_is_not_released_and_what_is_released_is_not_settled(sys
     release(organization_id, released)
     with pytest.raises(Conflict, match="is settled") as refused:
         release(organization_id, settled)
-    assert refused.value.instance_code == "invalid_state"
+    assert refused.value.code == "invalid_state"
     with pytest.raises(Conflict, match="was released") as refused:
         settle(organization_id, released)
-    assert refused.value.instance_code == "invalid_state"
+    assert refused.value.code == "invalid_state"
     assert balance(organization_id) == (20, 0, 0)
     assert_books_balance(system_db, organization_id)
 
@@ -328,7 +328,7 @@ def test_at_the_instant_of_its_expiry_a_hold_is_over(system_db: Database) -> Non
     pass_holds_expiry(system_db, hold_id)
     with pytest.raises(Conflict, match="has expired") as refused:
         settle(organization_id, hold_id)
-    assert refused.value.instance_code == "invalid_state"
+    assert refused.value.code == "invalid_state"
     made, replayed = release(organization_id, hold_id)
     assert (made.state, made.amount_released, replayed) == ("expired", 10, True)
     assert balance(organization_id) == (30, 0, 0)
@@ -476,7 +476,7 @@ def at_once(database: Database, works: Sequence[Callable[[db.Tx], str]]) -> list
             try:
                 return work(connection)
             except Problem as problem:
-                return problem.instance_code
+                return problem.code
 
     with ThreadPoolExecutor(len(works)) as pool:
         return list(pool.map(one, works))

@@ -208,7 +208,7 @@ def test_a_request_that_goes_on_and_on_is_not_waited_for_for_ever(monkeypatch: p
     monkeypatch.setattr(idempotency, "PATIENCE", 0.1)
     with pytest.raises(Conflict) as refused:
         claimed(organization_id)
-    assert (refused.value.instance_code, refused.value.retry_after) == ("idempotency_in_progress", 2)
+    assert (refused.value.code, refused.value.retry_after) == ("idempotency_in_progress", 2)
     with pytest.raises(IdempotencyConflict):
         claimed(organization_id, idempotency.request_hash("another"))
 

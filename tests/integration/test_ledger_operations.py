@@ -126,7 +126,7 @@ def test_more_than_the_debit_is_never_refunded(
     before = balance(organization_id)
     with pytest.raises(Conflict, match="cannot be more") as refused:
         refund(organization_id, debit_id, beyond)
-    assert refused.value.instance_code == "invalid_state"
+    assert refused.value.code == "invalid_state"
     assert balance(organization_id) == before
     assert_books_balance(system_db, organization_id)
 
@@ -264,7 +264,7 @@ def test_refunds_that_race_never_exceed_their_debit(system_db: Database, each: i
                     tx=connection,
                 )
             except Conflict as conflict:
-                return conflict.instance_code
+                return conflict.code
             return "refunded"
 
     with ThreadPoolExecutor(RACERS) as pool:

@@ -26,7 +26,7 @@ for number in range(5):
     try:
         made, _ = corrections.refund(organization_id, debit_id, **request)
     except Conflict as conflict:
-        print(conflict.instance_code)
+        print(conflict.code)
         continue
     assert corrections.refund(organization_id, debit_id, **request) == (made, True)
     print(made.refunded_total)

@@ -83,7 +83,7 @@ def test_a_stock_is_full_at_its_limit_and_has_room_again_after_a_deletion(
         take(acme, "app.projects")
     with pytest.raises(PlanLimitReached, match=r"free allows 3 of app.projects: 3 are used") as refused:
         take(acme, "app.projects")
-    assert (refused.value.status, refused.value.instance_code) == (403, "plan_limit_reached")
+    assert (refused.value.status, refused.value.code) == (403, "plan_limit_reached")
     assert refused.value.retry_after is None
     give_back(acme, "app.projects")
     take(acme, "app.projects")
@@ -205,7 +205,7 @@ def test_a_quota_is_exhausted_until_its_period_turns(app_db: Database, acme: UUI
     resets_at = counters(app_db, acme, DAY)[-1]["period_end"].astimezone(UTC)
     assert resets_at.time() == datetime.min.time()
     assert resets_at.isoformat() in refused.value.detail
-    assert (refused.value.status, refused.value.instance_code) == (429, "quota_exhausted")
+    assert (refused.value.status, refused.value.code) == (429, "quota_exhausted")
     assert refused.value.retry_after is not None
     coming = datetime.now(UTC) + timedelta(seconds=refused.value.retry_after)
     assert resets_at <= coming <= resets_at + (datetime.now(UTC) - before) + timedelta(seconds=1)
@@ -293,7 +293,7 @@ def test_a_feature_is_the_plans_or_refused(app_db: Database, acme: UUID) -> None
         limits.require_feature(tx, acme, "public-sharing")
         with pytest.raises(FeatureNotInPlan, match="free does not include private-projects") as refused:
             limits.require_feature(tx, acme, "private-projects")
-    assert (refused.value.status, refused.value.instance_code) == (403, "feature_not_in_plan")
+    assert (refused.value.status, refused.value.code) == (403, "feature_not_in_plan")
     assert isinstance(refused.value, Forbidden)
     subscribe(app_db, acme, "pro")
     with db.transaction(organization_id=acme) as tx:
@@ -312,7 +312,7 @@ def test_of_many_at_once_exactly_as_many_get_through_as_the_limit_allows(
             with transaction(app_db, acme) as tx:
                 limits.take_together(tx, acme, keys)
         except Problem as problem:
-            return problem.instance_code
+            return problem.code
         return None
 
     outcomes = at_once(RACERS, one)

@@ -16,7 +16,7 @@ from tests.senders import Answer, http_event
 from tests.senders import call as invoke
 
 from backplane import api, auth, config, paging
-from backplane.problems import Forbidden, InsufficientCredits, Problem, Unauthorized, Unavailable
+from backplane.problems import FeatureNotInPlan, InsufficientCredits, Problem, Unauthorized, Unavailable
 
 MEMBERS = {"type", "title", "status", "detail", "code", "request_id"}
 CALLER = auth.Caller(
@@ -157,13 +157,13 @@ def test_a_replay_says_so() -> None:
     [
         (InsufficientCredits("Buy some."), {}),
         (Unavailable("Later.", retry_after=3), {"retry-after": "3"}),
-        (Forbidden("No.", code="feature_not_in_plan"), {}),
+        (FeatureNotInPlan("No."), {}),
     ],
 )
 def test_a_problem_raised_in_a_route_is_the_answer(problem: Problem, headers: dict[str, str]) -> None:
     raising.append(problem)
     answer = send("GET", "/v1/failing")
-    assert_problem(answer, problem.status, problem.instance_code)
+    assert_problem(answer, problem.status, problem.code)
     assert answer.body["detail"] == problem.detail
     assert headers.items() <= answer.headers.items()
 

@@ -8,8 +8,10 @@ import pytest
 
 from backplane import problems
 from backplane.problems import (
+    Conflict,
     IdempotencyConflict,
     Internal,
+    InvalidState,
     NotFound,
     Problem,
     Unauthorized,
@@ -42,13 +44,10 @@ def test_errors_are_told_only_where_there_are_any() -> None:
     assert "errors" not in Unprocessable("Do this.").body("req-1")
 
 
-def test_a_code_may_be_narrower_than_its_class() -> None:
-    body = NotFound("Do this.", code="organization_not_found").body("req-1")
-    assert (body["code"], body["type"]) == (
-        "organization_not_found",
-        "urn:backplane:problem:organization_not_found",
-    )
-    assert NotFound("Do this.").body("req-1")["code"] == "not_found"
+def test_what_is_narrower_has_a_code_of_its_own_and_is_caught_as_what_it_is() -> None:
+    body = InvalidState("Do this.").body("req-1")
+    assert (body["code"], body["type"]) == ("invalid_state", "urn:backplane:problem:invalid_state")
+    assert isinstance(InvalidState("Do this."), Conflict)
 
 
 def test_a_conflict_of_keys_is_a_conflict() -> None:

@@ -61,6 +61,7 @@ JSON = "application/json"
 
 T = TypeVar("T")
 Handler = Callable[[dict[str, Any], LambdaContext], dict[str, Any]]
+Raises = Sequence[type[Problem]]
 
 logger = Logger()
 
@@ -131,45 +132,63 @@ class _Declared:
     scope: str | None
     status_code: int
     function: Callable[..., Any]
-    shown_once: Sequence[str] = ()
+    raises: Raises
+    shown_once: Sequence[str]
 
 
 class Router:
     """Collects a function's routes. A route names the scope it needs, or stands in PUBLIC_ROUTES.
 
-    `shown_once` names the fields of a POST's answer that are secrets: its repetition omits them. `with_nul`
-    takes texts that hold a NUL, which PostgreSQL cannot store: for routes that put them elsewhere.
+    `raises` names the problems that are this route's own, beside those that any route may answer: the
+    OpenAPI document tells callers of both. `shown_once` names the fields of a POST's answer that are
+    secrets: its repetition omits them. `with_nul` takes texts that hold a NUL, which PostgreSQL cannot
+    store: for routes that put them elsewhere.
     """
 
     def __init__(self, *, with_nul: bool = False) -> None:
         self.routes: list[_Declared] = []
         self.with_nul = with_nul
 
-    def get(self, path: str, *, scope: str | None = None) -> Callable[[T], T]:
-        return self._route("GET", path, scope, 200)
+    def get(self, path: str, *, scope: str | None = None, raises: Raises = ()) -> Callable[[T], T]:
+        return self._route("GET", path, scope, status_code=200, raises=raises)
 
     def post(
-        self, path: str, *, scope: str | None = None, status_code: int = 200, shown_once: Sequence[str] = ()
+        self,
+        path: str,
+        *,
+        scope: str | None = None,
+        status_code: int = 200,
+        raises: Raises = (),
+        shown_once: Sequence[str] = (),
     ) -> Callable[[T], T]:
-        return self._route("POST", path, scope, status_code, shown_once)
+        return self._route("POST", path, scope, status_code=status_code, raises=raises, shown_once=shown_once)
 
-    def put(self, path: str, *, scope: str | None = None) -> Callable[[T], T]:
-        return self._route("PUT", path, scope, 200)
+    def put(self, path: str, *, scope: str | None = None, raises: Raises = ()) -> Callable[[T], T]:
+        return self._route("PUT", path, scope, status_code=200, raises=raises)
 
-    def patch(self, path: str, *, scope: str | None = None) -> Callable[[T], T]:
-        return self._route("PATCH", path, scope, 200)
+    def patch(self, path: str, *, scope: str | None = None, raises: Raises = ()) -> Callable[[T], T]:
+        return self._route("PATCH", path, scope, status_code=200, raises=raises)
 
-    def delete(self, path: str, *, scope: str | None = None, status_code: int = 204) -> Callable[[T], T]:
-        return self._route("DELETE", path, scope, status_code)
+    def delete(
+        self, path: str, *, scope: str | None = None, status_code: int = 204, raises: Raises = ()
+    ) -> Callable[[T], T]:
+        return self._route("DELETE", path, scope, status_code=status_code, raises=raises)
 
     def _route(
-        self, method: str, path: str, scope: str | None, status_code: int, shown_once: Sequence[str] = ()
+        self,
+        method: str,
+        path: str,
+        scope: str | None,
+        *,
+        status_code: int,
+        raises: Raises,
+        shown_once: Sequence[str] = (),
     ) -> Callable[[T], T]:
         if (scope is None) != (f"{method} {path}" in PUBLIC_ROUTES):
             raise ValueError(f"{method} {path} must name a scope or stand in PUBLIC_ROUTES, not both")
 
         def register(function: T) -> T:
-            declared = _Declared(method, path, scope, status_code, function, shown_once)  # type: ignore[arg-type]
+            declared = _Declared(method, path, scope, status_code, function, raises, shown_once)  # type: ignore[arg-type]
             self.routes.append(declared)
             return function
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from backplane import db, idempotency, ledger, outbox
-from backplane.problems import Conflict, InsufficientCredits, NotFound
+from backplane.problems import InsufficientCredits, InvalidState, NotFound
 
 
 class Refund(BaseModel):
@@ -78,10 +78,9 @@ def refund(
         case "refunded" | "replayed":
             return Refund.model_validate(row), row["outcome"] == "replayed"
         case "invalid_state":
-            raise Conflict(
+            raise InvalidState(
                 f"{row['refunded_total']} credits of this debit were refunded and {row['refundable']} are"
                 " left: a refund cannot be more than that.",
-                code="invalid_state",
             )
         case "unknown_debit":
             raise NotFound("This organisation has no such debit.")

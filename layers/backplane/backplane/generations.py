@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from backplane import db
 from backplane.auth import Caller
 from backplane.keys import hash_secret
-from backplane.problems import Conflict, NotFound
+from backplane.problems import InvalidState, NotFound
 
 AgentType = Literal[
     "orchestrator", "backend", "frontend", "database", "auth", "integrations", "devops", "designer"
@@ -123,7 +123,7 @@ def of_token(tx: db.Tx, caller: Caller, generation_id: UUID, lock_token: str) ->
     if row is None:
         raise missing()
     if not hmac.compare_digest(row.lock_token_hash, hash_secret(lock_token)):
-        raise Conflict("The lock token is not this generation's.", code="invalid_state")
+        raise InvalidState("The lock token is not this generation's.")
     return row
 
 

@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 from pydantic import BaseModel
 
 from backplane import db, idempotency, ledger
-from backplane.problems import Conflict, InsufficientCredits, NotFound
+from backplane.problems import InsufficientCredits, InvalidState, NotFound
 
 DEFAULT_SECONDS = 900
 MAX_SECONDS = 86_400
@@ -132,7 +132,7 @@ def settle(
                 " available. The hold stays open: settle less, or repeat this when there are more."
             )
         case "invalid_state":
-            raise Conflict(_WHY_NOT_SETTLED[row["state"]], code="invalid_state")
+            raise InvalidState(_WHY_NOT_SETTLED[row["state"]])
         case "unknown_hold":
             raise NotFound("This organisation has no such hold.")
         case outcome:
@@ -173,9 +173,8 @@ def release(
         case "released" | "replayed":
             return Release.model_validate(row), row["outcome"] == "replayed"
         case "invalid_state":
-            raise Conflict(
+            raise InvalidState(
                 "The hold is settled. What it took can be given back by a refund of its debit.",
-                code="invalid_state",
             )
         case "unknown_hold":
             raise NotFound("This organisation has no such hold.")

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from backplane import db
-from backplane.problems import Conflict, IdempotencyConflict, Unavailable
+from backplane.problems import IdempotencyConflict, IdempotencyInProgress, Unavailable
 
 PATIENCE = 10.0  # seconds to wait for the same request, under way elsewhere
 GRACE = 5.0  # seconds a request may go on beyond its deadline
@@ -86,9 +86,8 @@ def claim(organization_id: UUID, route: str, key: str, request: bytes) -> Claim 
                     " Send a new key, or repeat the first one."
                 )
         if time.monotonic() + pause > gives_up:
-            raise Conflict(
+            raise IdempotencyInProgress(
                 "The first request with this Idempotency-Key is still under way. Repeat it in a moment.",
-                code="idempotency_in_progress",
                 retry_after=2,
             )
         time.sleep(pause)
@@ -104,9 +103,8 @@ def remember(tx: db.Tx, held: Claim, status_code: int, body: str, shown_once: Se
         _REMEMBER, _params(held, status_code=status_code, body=_without(body, shown_once))
     ).fetchone()
     if row is None or not row["remembered"]:
-        raise Conflict(
+        raise IdempotencyInProgress(
             "The request took too long, and a repetition of it has begun. Nothing was done by this one.",
-            code="idempotency_in_progress",
             retry_after=2,
         )
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from backplane import db, inbox
 from backplane.inbox import Senders, Status
-from backplane.problems import Conflict, NotFound, Unavailable
+from backplane.problems import InvalidState, NotFound, Unavailable
 
 logger = logging.getLogger("backplane.inbox")
 
@@ -101,10 +101,9 @@ def retry(inbox_id: UUID, senders: Senders, *, anew: bool = False) -> Status:
     if row is None:
         raise NotFound("There is no such event in the inbox.")
     if row["body"] is None:
-        raise Conflict(
+        raise InvalidState(
             "The event's body is not kept any longer, so it cannot be applied again. Have the sender send it "
             "again under a new id, or make the change by hand.",
-            code="invalid_state",
         )
     event = inbox.read_back(row, senders)
     try:

@@ -22,7 +22,7 @@ from backplane.auth import Caller
 from backplane.generations import AgentType, Generation, Row
 from backplane.keys import ALPHABET, SECRET_LENGTH, hash_secret
 from backplane.messages import NewMessage
-from backplane.problems import Conflict
+from backplane.problems import Conflict, GenerationInProgress, InvalidState
 
 LEASE_SECONDS: Final = 300  # from the start, and from each heartbeat on
 LONGEST_SECONDS: Final = 7200  # from the start on, whatever heartbeats say
@@ -112,9 +112,8 @@ def _make_way(tx: db.Tx, project_id: UUID) -> None:
     if running is None:
         return
     if running.seconds_left > 0:
-        raise Conflict(
+        raise GenerationInProgress(
             "A generation is in progress on this project. Wait for its end, or until its lock expires.",
-            code="generation_in_progress",
             retry_after=max(1, math.ceil(running.seconds_left)),
         )
     _fail(tx, running, LAPSED, actor="system")
@@ -316,4 +315,4 @@ def _key(generation_id: UUID) -> str:
 
 def _stale(row: Row) -> Conflict:
     why = {"completed": "is completed", "failed": "has failed"}.get(row.status, "lost its lock to time")
-    return Conflict(f"The generation {why}: its lock token opens nothing any more.", code="invalid_state")
+    return InvalidState(f"The generation {why}: its lock token opens nothing any more.")

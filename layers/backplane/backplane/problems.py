@@ -22,24 +22,22 @@ class Problem(Exception):  # noqa: N818  RFC 9457's word
         self,
         detail: str,
         *,
-        code: str | None = None,
         errors: Sequence[Mapping[str, Any]] = (),
         retry_after: int | None = None,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
-        self.instance_code = code or self.code
         self.errors = list(errors)
         self.retry_after = retry_after  # seconds
 
     def body(self, request_id: str) -> dict[str, Any]:
         """The members of the problem+json object; `errors` only where there are any."""
         body: dict[str, Any] = {
-            "type": f"urn:backplane:problem:{self.instance_code}",
+            "type": f"urn:backplane:problem:{self.code}",
             "title": HTTPStatus(self.status).phrase,
             "status": self.status,
             "detail": self.detail,
-            "code": self.instance_code,
+            "code": self.code,
             "request_id": request_id,
         }
         return body | ({"errors": self.errors} if self.errors else {})
@@ -109,8 +107,22 @@ class Conflict(Problem):
     status, code = 409, "conflict"
 
 
+class InvalidState(Conflict):
+    """What is asked for is right, and not now or not any more: `detail` says in what state things are."""
+
+    code = "invalid_state"
+
+
+class GenerationInProgress(Conflict):
+    code = "generation_in_progress"
+
+
 class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
+
+
+class IdempotencyInProgress(Conflict):
+    code = "idempotency_in_progress"
 
 
 class TooLarge(Problem):

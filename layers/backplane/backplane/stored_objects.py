@@ -14,7 +14,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from backplane import db, limits
-from backplane.problems import Conflict, NotFound, Unavailable
+from backplane.problems import InvalidState, NotFound, Unavailable
 
 LIMIT = "site.storage_bytes"
 FILES_GRANT = timedelta(minutes=15)  # longer than any function runs
@@ -200,9 +200,8 @@ def delete(tx: db.Tx, organization_id: UUID, object_id: UUID) -> None:
     if row is None:
         raise NotFound("There is no such object.")
     if row["in_force"]:
-        raise Conflict(
+        raise InvalidState(
             "This is the version of its project's files that is in force. Save or restore another one first.",
-            code="invalid_state",
         )
     if not release(tx, object_id, of=row["state"]):  # it landed, or somebody else deleted it, a moment ago
         raise Unavailable("The object is being changed. Repeat the request.", retry_after=1)

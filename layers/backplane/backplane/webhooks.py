@@ -34,7 +34,7 @@ def lambda_handler(verify: Verify) -> Handler:
             received = verify(event, requests.raw_body(event))
             status = inbox.receive(received, SENDERS)
         except Problem as problem:
-            logger.warning("webhook refused", code=problem.instance_code, detail=problem.detail)
+            logger.warning("webhook refused", code=problem.code, detail=problem.detail)
             return problem.response(request_id)
         except Exception:  # the edge: the sender hears 500 and sends again
             logger.exception("webhook failed")
