@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from moto.core.exceptions import JsonRESTError
 from moto.events.models import EventBus
-from moto.kms.models import Key
+from moto.kms.models import Key, KmsBackend
 from moto.s3.models import FakeBucket
 from moto.sqs.models import Queue, SQSBackend
 
@@ -19,6 +20,7 @@ def mend() -> None:
     _lock_queues()
     _make_whole_buckets()
     _make_whole_keys()
+    _obey_the_state_of_keys()
     # A rule's `EventBusName: !Ref Bus` is the name.
     EventBus.physical_resource_id = property(lambda bus: bus.name)  # type: ignore[attr-defined]
 
@@ -77,3 +79,19 @@ def _make_whole_keys() -> None:
         return key
 
     put_around(Key, "create_from_cloudformation_json", create)
+
+
+def _obey_the_state_of_keys() -> None:
+    """In moto keys that are disabled, or wait for their deletion, go on working."""
+
+    def usable(original: Any, backend: KmsBackend, *args: Any, **named: Any) -> Any:
+        answer = original(backend, *args, **named)
+        key = backend.keys[answer[-1].rpartition("/")[2]]  # the last is its ARN
+        if key.key_state == "PendingDeletion":
+            raise JsonRESTError("KMSInvalidStateException", f"{key.arn} is pending deletion.")
+        if not key.enabled:
+            raise JsonRESTError("DisabledException", f"{key.arn} is disabled.")
+        return answer
+
+    for name in ("encrypt", "decrypt", "generate_data_key"):
+        put_around(KmsBackend, name, usable)

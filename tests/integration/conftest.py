@@ -21,15 +21,16 @@ from typing import Any
 import migrate
 import psycopg
 import pytest
-from local import pgtools
+from local import aws, pgtools
 from local.aws import CREDENTIALS
 from psycopg.rows import dict_row
 from tests import backups, events_page
 from tests.databases import ROLES, Database, create_database, drop_database, on
+from tests.keys import make_key
 from tests.stripe_api import KEY as STRIPE_KEY
 from tests.stripe_api import FakeStripe
 
-from backplane import archives, config
+from backplane import archives, config, field_encryption
 from backplane.archives import Bucket
 
 _numbers = itertools.count(1)
@@ -190,9 +191,31 @@ def bucket(aws_url: str, pg_tools: Path, monkeypatch: pytest.MonkeyPatch) -> Buc
     return _bucket("backups", aws_url, monkeypatch)
 
 
-def _bucket(kind: str, aws_url: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+@pytest.fixture
+def kms(aws_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """KMS's client, in the environment that finds the same."""
+    _use_aws(aws_url, monkeypatch)
+    return aws.clients(aws_url)("kms")
+
+
+@pytest.fixture
+def field_key(kms: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The ARN of a new key, which the environment names as the one that encrypts fields."""
+    arn = make_key(kms)
+    monkeypatch.setenv("FIELD_KEY_ARN", arn)
+    config.settings.cache_clear()
+    yield arn
+    config.settings.cache_clear()
+    field_encryption.forget()
+
+
+def _use_aws(aws_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": aws_url}.items():
         monkeypatch.setenv(name, value)
+
+
+def _bucket(kind: str, aws_url: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    _use_aws(aws_url, monkeypatch)
     made = Bucket(archives.client(), f"{kind}-{os.getpid()}-{next(_numbers)}")
     made.client.create_bucket(Bucket=made.name)
     made.client.put_bucket_versioning(Bucket=made.name, VersioningConfiguration={"Status": "Enabled"})

@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     platform_admins: str = ""
     hash_key_secret_arn: str | None = None
 
+    # Encrypted fields: the KMS key that encrypts, and those (separated by commas) that may only decrypt.
+    field_key_arn: str | None = None
+    former_field_key_arns: str = ""
+
     # Events out.
     event_bus_name: str = "default"
     outbox_publisher_function: str | None = None  # unset: nobody is poked, the schedule publishes
@@ -86,6 +90,10 @@ class Settings(BaseSettings):
     @property
     def admins(self) -> frozenset[str]:
         return _split(self.platform_admins)
+
+    @property
+    def former_field_keys(self) -> tuple[str, ...]:
+        return tuple(sorted(_split(self.former_field_key_arns)))
 
 
 def _split(value: str) -> frozenset[str]:
