@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import IO, Any, Final
 
 import zstandard
-from multipart import Upload
 
 from backplane import pgtools
+from backplane.multipart import Upload
 
 CHUNK: Final = 1024 * 1024  # bytes a read
 LEVEL: Final = 1  # zstd's: the fastest; higher ones cost more time than they save bytes

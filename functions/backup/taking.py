@@ -17,13 +17,13 @@ import retention
 import visibility
 from aws_lambda_powertools import Logger
 from botocore.exceptions import BotoCoreError, ClientError
-from multipart import GRACE, Upload, bounded, part_size
 from psycopg.rows import DictRow
 
 from backplane import archives, connect, contents, maintenance_lock, pgtools
 from backplane.archives import Bucket, Manifest
 from backplane.config import Settings
 from backplane.contents import Contents
+from backplane.multipart import GRACE, Upload, bounded, part_size
 
 LOCK_WAIT: Final = 60.0  # seconds to wait for a migration to end
 
@@ -109,7 +109,8 @@ def _dump(
     tool_version = _tool_version(connection)
     started_at, name = _name(bucket, ends)
     key = f"{archives.FOLDER}{name}{archives.DUMP}"
-    upload = Upload(bucket, key, size=part_size(size), ends=ends)
+    # A dump is text, twice as long as the database at most, before compression.
+    upload = Upload(bucket, key, "application/zstd", size=part_size(2 * size), ends=ends)
     whole = False
     try:
         with _exported(connection) as snapshot, _counting(connection) as counted:

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import cluster_snapshot
 import dump
-import multipart
 import psycopg
 import pytest
 import taking
@@ -24,6 +23,7 @@ from tests.senders import invoke
 import backup
 from backplane import archives, config, contents, maintenance_lock, pgtools, restores
 from backplane.archives import Bucket
+from backplane.multipart import MIN_PART
 
 UNPROTECTED = """
     CREATE SCHEMA shop;
@@ -170,7 +170,7 @@ def test_a_large_one_goes_up_in_parts(
     )
     told: list[taking.Progress] = []
     manifest = taking.take(settings(database, bucket), ends=time.monotonic() + 100, report=told.append)
-    assert manifest.bytes > 2 * multipart.MIN_PART
+    assert manifest.bytes > 2 * MIN_PART
     read_whole(bucket, manifest.name)
     head = bucket.client.head_object(Bucket=bucket.name, Key=manifest.key, PartNumber=1)
     assert head["PartsCount"] >= 3

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from multipart import UploadError
 from tests.backups import dumps, read_whole, take, uploads
 from tests.databases import Database
 from tests.ledgers import rows
@@ -16,6 +15,7 @@ from tests.s3_proxy import FAULTS, Fault, S3Proxy
 
 from backplane import archives, maintenance_lock, pgtools
 from backplane.archives import Bucket
+from backplane.multipart import UploadError
 
 SEEDS = range(8)
 

@@ -8,11 +8,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
-
-from backplane.archives import Bucket
 
 MIN_PART: Final = 5 * 1024**2  # bytes: S3 takes no smaller ones
 MAX_PART: Final = 12 * 1024**2  # bytes; with it 10,000 parts are 117 GiB, more than 15 minutes carry
@@ -28,9 +26,16 @@ class UploadError(RuntimeError):
     """The object could not be stored; the message says at which step."""
 
 
-def part_size(database_bytes: int) -> int:
-    """Bytes a part for a database of that size: a dump is text, twice as long at most, before compression."""
-    needed = -(-database_bytes * 2 // (MAX_PARTS - 1))
+class Bucket(Protocol):
+    """Where objects go: boto3's client for S3, and the bucket's name."""
+
+    client: Any
+    name: str
+
+
+def part_size(most: int) -> int:
+    """Bytes a part for an object of so many bytes at most."""
+    needed = -(-most // (MAX_PARTS - 1))
     return min(MAX_PART, max(MIN_PART, needed))
 
 
@@ -57,7 +62,7 @@ class Upload:
     `ends`, on time.monotonic's clock, is when to stop waiting for S3.
     """
 
-    def __init__(self, bucket: Bucket, key: str, *, size: int, ends: float) -> None:
+    def __init__(self, bucket: Bucket, key: str, content_type: str, *, size: int, ends: float) -> None:
         self._bucket = bucket
         self._key = key
         self._size = size
@@ -68,7 +73,7 @@ class Upload:
         self._flying: set[Future[dict[str, Any]]] = set()
         self._sender = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="part")
         self.bytes = 0
-        self._id = self._asked("begun", "create_multipart_upload", ContentType="application/zstd")["UploadId"]
+        self._id = self._asked("begun", "create_multipart_upload", ContentType=content_type)["UploadId"]
 
     @property
     def sent(self) -> int:
@@ -111,9 +116,7 @@ class Upload:
 
     def _send(self) -> None:
         if len(self._parts) == MAX_PARTS:
-            raise UploadError(
-                f"{self._key} has outgrown {MAX_PARTS} parts of {self._size} bytes: take a cluster snapshot"
-            )
+            raise UploadError(f"{self._key} has outgrown {MAX_PARTS} parts of {self._size} bytes")
         while len(self._flying) >= AT_ONCE:
             self._land()
         body = b"".join(self._blocks)
