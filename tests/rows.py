@@ -168,6 +168,24 @@ INSERTS = {
         FROM storage.objects
         WHERE project_id = %(project)s
     """,
+    "deploys.deployments": """
+        INSERT INTO deploys.deployments
+            (id, organization_id, project_id, type, platform, project_name, next_poll_at)
+        VALUES (%(deployment)s, %(organization)s, %(project)s, 'eas-build', 'android', 'Project', now())
+    """,
+    "deploys.provider_jobs": """
+        INSERT INTO deploys.provider_jobs (organization_id, external_id, deployment_id, kind)
+        VALUES (%(organization)s, 'build', %(deployment)s, 'build')
+    """,
+    "deploys.deployment_events": """
+        INSERT INTO deploys.deployment_events
+            (organization_id, deployment_id, kind, status, source, actor, occurred_at)
+        VALUES (%(organization)s, %(deployment)s, 'started', 'pending', 'user', 'user:1', now())
+    """,
+    "deploys.artifacts": """
+        INSERT INTO deploys.artifacts (organization_id, project_id, deployment_id, kind, source_url)
+        VALUES (%(organization)s, %(project)s, %(deployment)s, 'android', 'https://expo.dev/artifacts/1.aab')
+    """,
     "platform.webhook_inbox": """
         INSERT INTO platform.webhook_inbox
             (provider, event_id, event_type, body, status, organization_id, occurred_at)
@@ -212,10 +230,11 @@ class Tenant:
     organization: UUID
     user: UUID
     project: UUID
+    deployment: UUID
 
 
-ONE = Tenant(*(UUID(f"01890a5d-ac96-774b-bcce-b302099a{n}001") for n in range(3)))
-OTHER = Tenant(*(UUID(f"01890a5d-ac96-774b-bcce-b302099a{n}002") for n in range(3)))
+ONE = Tenant(*(UUID(f"01890a5d-ac96-774b-bcce-b302099a{n}001") for n in range(4)))
+OTHER = Tenant(*(UUID(f"01890a5d-ac96-774b-bcce-b302099a{n}002") for n in range(4)))
 
 
 def populate(owner: psycopg.Connection[DictRow]) -> None:

@@ -186,5 +186,33 @@ PROJECTS = """
     INSERT INTO projects.favorites (user_id, project_id, organization_id)
     SELECT %(user_id)s, id, organization_id
     FROM projects.projects
+    WHERE organization_id = %(own)s;
+
+    INSERT INTO deploys.deployments
+        (organization_id, project_id, type, platform, environment, config, project_name, app_version,
+         build_number, git_commit, web_url, android_build_url, ios_build_url, application_archive_url,
+         build_details_url, logs_url, build_log, error_log, next_poll_at)
+    SELECT organization_id, id, 'web', 'web', %(mark)s, jsonb_build_object('name', %(mark)s), %(mark)s,
+           %(mark)s, %(mark)s, %(mark)s, %(mark)s, %(mark)s, %(mark)s, %(mark)s, %(mark)s, %(mark)s, %(mark)s,
+           %(mark)s, now()
+    FROM projects.projects
+    WHERE organization_id = %(own)s;
+
+    INSERT INTO deploys.provider_jobs
+        (organization_id, external_id, deployment_id, kind, details_url, error)
+    SELECT organization_id, 'build', id, 'build', %(mark)s, %(mark)s
+    FROM deploys.deployments
+    WHERE organization_id = %(own)s;
+
+    INSERT INTO deploys.deployment_events
+        (organization_id, deployment_id, kind, status, source, actor, detail, occurred_at)
+    SELECT organization_id, id, 'reported', 'pending', 'callback', 'system', %(mark)s, now()
+    FROM deploys.deployments
+    WHERE organization_id = %(own)s;
+
+    INSERT INTO deploys.artifacts
+        (organization_id, project_id, deployment_id, kind, source_url, state, next_attempt_at, error)
+    SELECT organization_id, project_id, id, 'android', %(mark)s, 'failed', NULL, %(mark)s
+    FROM deploys.deployments
     WHERE organization_id = %(own)s
 """

@@ -60,6 +60,9 @@ IMPERSONAL = {
     "credits.holds": {"operation", "idempotency_key", "request_hash", "actor"},
     "credits.operations": {"*"},
     "credits.sign_up_claims": {"email_hash"},  # keyed; kept so that sign-up credits come once an address
+    "deploys.deployment_events": {"source", "actor", "external_id"},
+    "deploys.deployments": {"stale_reason"},  # ours
+    "deploys.provider_jobs": {"external_id"},
     "identity.users": {"clerk_id", "as_of"},  # the tombstone
     "platform.admin_settings": {"*"},
     "platform.api_keys": {"prefix", "secret_hash", "scopes"},

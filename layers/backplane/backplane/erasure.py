@@ -180,6 +180,41 @@ PERSONAL: tuple[Personal, ...] = (
         "DELETE FROM projects.file_versions WHERE organization_id = %(own)s",
     ),
     Personal(
+        "deploys.artifacts",
+        ("source_url", "error"),
+        "DELETE FROM deploys.artifacts WHERE organization_id = %(own)s",
+    ),
+    Personal(
+        "deploys.deployment_events",
+        ("detail",),
+        "DELETE FROM deploys.deployment_events WHERE organization_id = %(own)s",
+    ),
+    Personal(
+        "deploys.provider_jobs",
+        ("details_url", "error"),
+        "DELETE FROM deploys.provider_jobs WHERE organization_id = %(own)s",
+    ),
+    Personal(
+        "deploys.deployments",
+        (
+            "environment",
+            "config",
+            "project_name",
+            "app_version",
+            "build_number",
+            "git_commit",
+            "web_url",
+            "android_build_url",
+            "ios_build_url",
+            "application_archive_url",
+            "build_details_url",
+            "logs_url",
+            "build_log",
+            "error_log",
+        ),
+        "DELETE FROM deploys.deployments WHERE organization_id = %(own)s",
+    ),
+    Personal(
         "storage.objects",
         ("name",),
         # storage_upkeep takes the objects themselves away, within the hour.

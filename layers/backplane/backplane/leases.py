@@ -17,7 +17,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from backplane import access, db, generations, holds, limits, messages, outbox
+from backplane import access, db, generations, holds, limits, messages, outbox, project_status
 from backplane.auth import Caller
 from backplane.generations import AgentType, Generation, Row
 from backplane.keys import ALPHABET, SECRET_LENGTH, hash_secret
@@ -66,7 +66,7 @@ def start(tx: db.Tx, found: access.Access, caller: Caller, work: Work) -> Starte
     """
     organization_id = found.organization_id
     counted_at = limits.take_together(tx, organization_id, QUOTAS)
-    generation_id = _lock_project(tx, found.project_id, live=True)
+    generation_id = project_status.lock(tx, found.project_id, live=True)
     _make_way(tx, found.project_id)
     hold, _ = holds.hold(
         organization_id,
@@ -102,7 +102,7 @@ def start(tx: db.Tx, found: access.Access, caller: Caller, work: Work) -> Starte
             "lease": LEASE_SECONDS,
         },
     ).fetchone()
-    _set_status(tx, found.project_id, "generating")
+    project_status.generated(tx, found.project_id, "generating")
     return Started.model_validate({**(row or {}), "lock_token": token})
 
 
@@ -155,7 +155,7 @@ def complete(tx: db.Tx, caller: Caller, generation_id: UUID, lock_token: str, re
     NotFound, Conflict (409 invalid_state: the lease is lost).
     """
     running = generations.of_token(tx, caller, generation_id, lock_token)
-    _lock_project(tx, running.project_id, live=False)
+    project_status.lock(tx, running.project_id)
     running = generations.of_token(tx, caller, generation_id, lock_token)
     if running.status == "completed":
         return generations.read(tx, generation_id)
@@ -178,7 +178,7 @@ def complete(tx: db.Tx, caller: Caller, generation_id: UUID, lock_token: str, re
         """,
         {"id": generation_id, "response": result.response, "tokens_used": result.tokens_used},
     )
-    _set_status(tx, running.project_id, "ready")
+    project_status.generated(tx, running.project_id, "ready")
     outbox.append(
         tx,
         "generation.completed",
@@ -210,7 +210,7 @@ def abandon(tx: db.Tx, project_id: UUID, why: str, *, actor: str) -> None:
     if running is not None:
         _locked(tx, running)
     else:
-        _lock_project(tx, project_id, live=False)
+        project_status.lock(tx, project_id)
     running = generations.running(tx, project_id)
     if running is not None:
         _fail(tx, running, why, actor=actor)
@@ -256,7 +256,7 @@ def _fail(tx: db.Tx, running: Row, error_message: str, *, actor: str) -> None:
         """,
         {"id": running.id, "error_message": error_message},
     )
-    _set_status(tx, running.project_id, "error")
+    project_status.generated(tx, running.project_id, "error")
     outbox.append(
         tx,
         "generation.failed",
@@ -273,40 +273,11 @@ def _locked(tx: db.Tx, running: Row) -> Row:
     limits.give_back_together(
         tx, running.organization_id, QUOTAS, 0, at=running.counted_at
     )  # only their lock
-    _lock_project(tx, running.project_id, live=False)
+    project_status.lock(tx, running.project_id)
     again = generations.find(tx, "g.id = %(id)s", id=running.id)
     if again is None:
         raise generations.missing()
     return again
-
-
-def _lock_project(tx: db.Tx, project_id: UUID, *, live: bool) -> UUID:
-    """Keeps others from starting or ending a generation. Answers an id for a new one. Raises NotFound."""
-    row = tx.execute(
-        """
-        SELECT platform.new_id() AS id
-        FROM projects.projects
-        WHERE id = %(id)s AND (deleted_at IS NULL OR NOT %(live)s)
-        FOR NO KEY UPDATE
-        """,
-        {"id": project_id, "live": live},
-    ).fetchone()
-    if row is None:
-        raise access.missing()
-    new_id: UUID = row["id"]
-    return new_id
-
-
-def _set_status(tx: db.Tx, project_id: UUID, status: str) -> None:
-    """A site's status tells whether it is published, and stays."""
-    tx.execute(
-        """
-        UPDATE projects.projects
-        SET status = CASE WHEN kind = 'site' THEN status ELSE %(status)s::projects.status END
-        WHERE id = %(id)s
-        """,
-        {"id": project_id, "status": status},
-    )
 
 
 def _key(generation_id: UUID) -> str:
