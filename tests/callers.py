@@ -39,6 +39,7 @@ FUNCTIONS: dict[str, tuple[api.Router, api.Handler]] = {
     "/v1/admin/credits": (credits.router, credits.handler),
     "/v1/admin": (admin.router, admin.handler),
     "/v1/me": (account.router, account.handler),
+    "/v1/api-keys": (account.router, account.handler),
     "/v1/subscription": (billing.router, billing.handler),
     "/v1/billing": (billing.router, billing.handler),
     "/v1/plans": (plans.router, plans.handler),

@@ -1,10 +1,11 @@
-"""The caller's account: who he is, which organisation he acts in, what it has and may do."""
+"""The caller's account: who he is, which organisation he acts in, what it has and may do, and its keys."""
 
 from uuid import UUID
 
+import organization_keys
 from pydantic import BaseModel
 
-from backplane import api, db, ledger, limits, subscriptions
+from backplane import api, db, ledger, limits, paging, subscriptions
 from backplane.problems import NotFound
 
 router = api.Router()
@@ -58,6 +59,30 @@ def me(caller: api.Caller) -> Me:
         )
 
     return db.run(read, organization_id=caller.organization_id, user_id=caller.user_id)
+
+
+@router.post("/v1/api-keys", scope="keys:manage", status_code=201, shown_once=("key",))
+def create_key(
+    body: organization_keys.NewKey, caller: api.Caller, tx: api.Tx
+) -> organization_keys.CreatedKey:
+    """A key of the organisation's. `key` is shown this once; without `scopes` it may read."""
+    return organization_keys.create(tx, body, caller)
+
+
+@router.get("/v1/api-keys", scope="keys:manage")
+def list_keys(
+    caller: api.Caller, tx: api.Tx, limit: paging.Limit = 20, cursor: paging.Cursor = None
+) -> paging.Page[organization_keys.Key]:
+    """The organisation's keys, newest first, the revoked ones too, without their secrets."""
+    before = paging.decode_cursor(cursor, UUID)
+    found = organization_keys.newest(tx, caller.organization_id, before=before, limit=limit + 1)
+    return paging.page(found, limit, lambda last: last.id)
+
+
+@router.delete("/v1/api-keys/<key_id>", scope="keys:manage")
+def revoke_key(key_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
+    """Ends a key: it is refused from the next request on."""
+    organization_keys.revoke(tx, key_id, caller)
 
 
 def _user(tx: db.Tx, user_id: UUID) -> User:

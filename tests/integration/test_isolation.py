@@ -24,6 +24,8 @@ ROUTES = sorted(
 )
 # What a route takes beside its path; a new route with a body adds its own.
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
+    ("POST", "/v1/api-keys"): {"name": "of ada"},
+    ("DELETE", "/v1/api-keys/<key_id>"): {},
     ("POST", "/v1/billing/checkout"): {
         "pack_id": "pack_500",
         "success_url": "https://app.example.com/thanks",

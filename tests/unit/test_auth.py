@@ -94,6 +94,7 @@ class World:
             "expires_at": None,
             "revoked_at": None,
             "organization_state": None if service else "active",
+            "use_is_due": False,
         } | self.key
 
     def provision(self, clerk_user_id: str, **details: Any) -> identity.Resolved:

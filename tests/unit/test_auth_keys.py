@@ -34,6 +34,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "expires_at": None,
         "revoked_at": None,
         "organization_state": "active",
+        "use_is_due": False,
     } | changes
 
 

@@ -100,6 +100,7 @@ def _key_caller(key: keys.ApiKey, named: str | None) -> Caller:
         raise RuntimeError(f"organisation key {key.id} has no organisation")
     else:
         organization_id = key.organization_id
+    keys.count_use(key)
     return Caller(
         kind="service_key" if key.kind == "service" else "organization_key",
         organization_id=organization_id,

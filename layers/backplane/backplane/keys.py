@@ -2,25 +2,31 @@
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 import string
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
 from backplane import db
-from backplane.problems import Unauthorized
+from backplane.problems import Unauthorized, Unavailable
 from backplane.scopes import SCOPES_OF_KEY, KeyKind
 
 ALPHABET: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
 PREFIX_LENGTH: Final = 12  # public: finds the row, names the key in lists and logs
 SECRET_LENGTH: Final = 43  # of 62 letters: 256 bits
 
+USES_REST: Final = timedelta(minutes=1)  # between two writes of how often a key was used
+
 _FORM = re.compile(rf"bp_([0-9A-Za-z]{{{PREFIX_LENGTH}}})_([0-9A-Za-z]{{{SECRET_LENGTH}}})")
 _NO_HASH: Final = bytes(32)
 _INVALID = "The API key is not valid. Check that it was copied whole, or create a new one."
+
+_logger = logging.getLogger("backplane.keys")
+_uses: dict[UUID, int] = {}  # of this process, that are not written yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class ApiKey:
     expires_at: datetime | None
     revoked_at: datetime | None
     organization_state: str | None
+    use_is_due: bool  # to be written, by the first that does
 
 
 def mint_key(kind: KeyKind) -> KeyMaterial:
@@ -83,7 +90,10 @@ def verify(credential: str, *, now: float) -> ApiKey:
 
 
 def find(prefix: str) -> ApiKey | None:
-    row = db.call("SELECT * FROM platform.find_api_key(p_prefix => %(prefix)s)", {"prefix": prefix})
+    row = db.call(
+        "SELECT * FROM platform.find_api_key(p_prefix => %(prefix)s, p_rest => %(rest)s)",
+        {"prefix": prefix, "rest": USES_REST},
+    )
     if row is None:
         return None
     kind: KeyKind = "service" if row["kind"] == "service" else "organization"
@@ -97,4 +107,31 @@ def find(prefix: str) -> ApiKey | None:
         expires_at=row["expires_at"],
         revoked_at=row["revoked_at"],
         organization_state=row["organization_state"],
+        use_is_due=row["use_is_due"],
     )
+
+
+def count_use(key: ApiKey) -> None:
+    """Counts one use, in the process; what was counted is written once a minute, by one of the processes.
+
+    In a statement of its own, which waits for nobody, and never the reason why a request fails: what cannot
+    be written is not counted.
+    """
+    uses = _uses.get(key.id, 0) + 1
+    if key.use_is_due:
+        uses = _uses_left(key.id, uses)
+    _uses[key.id] = uses
+
+
+def _uses_left(key_id: UUID, uses: int) -> int:
+    try:
+        row = db.call(
+            """
+            SELECT platform.count_key_uses(p_id => %(id)s, p_uses => %(uses)s, p_rest => %(rest)s) AS counted
+            """,
+            {"id": key_id, "uses": uses, "rest": USES_REST},
+        )
+    except Unavailable:
+        _logger.warning("the uses of key %s could not be written", key_id)
+        return 0
+    return 0 if row is not None and row["counted"] else uses
