@@ -208,6 +208,10 @@ INSERTS = {
             (organization_id, route, key, request_hash, claim, claimed_until, expires_at)
         VALUES (%(organization)s, 'POST /v1/projects', 'key', sha256('request'), %(user)s, now(), now())
     """,
+    "deploys.integrations": """
+        INSERT INTO deploys.integrations (organization_id, scope, type, config)
+        VALUES (%(organization)s, 'organization', 'google_analytics', '{"measurement_id": "G-ABCDEF1234"}')
+    """,
     "platform.backups": """
         INSERT INTO platform.backups
             (name, kind, key, manifest_key, bytes, row_count, sha256, started_at, finished_at)

@@ -169,6 +169,13 @@ PROJECTS = """
     FROM storage.objects
     WHERE organization_id = %(own)s;
 
+    INSERT INTO deploys.integrations
+        (organization_id, project_id, scope, type, config, secrets, webhook_secrets, encryption_key)
+    SELECT organization_id, id, 'project', 'expo', jsonb_build_object('username', %(mark)s),
+           convert_to(%(mark)s, 'UTF8'), convert_to(%(mark)s, 'UTF8'), 'arn'
+    FROM projects.projects
+    WHERE organization_id = %(own)s;
+
     INSERT INTO projects.shares (organization_id, project_id, email, role, token_hash, expires_at)
     SELECT organization_id, id, lower(%(mark)s) || '@example.com', 'viewer', sha256(%(mark)s), now()
     FROM projects.projects

@@ -63,6 +63,7 @@ IMPERSONAL = {
     "deploys.deployment_events": {"source", "actor", "external_id"},
     "deploys.deployments": {"stale_reason"},  # ours
     "deploys.provider_jobs": {"external_id"},
+    "deploys.integrations": {"encryption_key", "secret_name"},  # names of keys
     "identity.users": {"clerk_id", "as_of"},  # the tombstone
     "platform.admin_settings": {"*"},
     "platform.api_keys": {"prefix", "secret_hash", "scopes"},

@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     # Encrypted fields: the KMS key that encrypts, and those (separated by commas) that may only decrypt.
     field_key_arn: str | None = None
     former_field_key_arns: str = ""
+    integration_secrets_prefix: str | None = None  # of names in Secrets Manager, <stack>/integrations/
 
     # Events out.
     event_bus_name: str = "default"

@@ -38,6 +38,12 @@ class Personal:
 
 PERSONAL: tuple[Personal, ...] = (
     Personal(
+        "deploys.integrations",
+        ("config", "secrets", "webhook_secrets"),
+        # secrets_upkeep takes their private keys out of Secrets Manager, within the hour.
+        "DELETE FROM deploys.integrations WHERE organization_id = %(own)s OR user_id = %(user_id)s",
+    ),
+    Personal(
         "projects.shares",
         ("email", "token_hash"),
         # First: an invitation that he has not accepted is found by the address that goes next.
