@@ -1,17 +1,26 @@
 """A project's files, saved, read and restored in versions; uploads, and what an organisation has stored."""
 
 import json
-from collections.abc import Callable
 from typing import Annotated, Self
 from uuid import UUID
 
 from aws_lambda_powertools.event_handler.openapi.params import Path, Query
-from bundles import read_bundle
 from pydantic import BaseModel, Field, model_validator
 
-from backplane import access, api, buckets, db, limits, paging, stored_objects, subscriptions, uploads
+from backplane import (
+    access,
+    api,
+    buckets,
+    file_versions,
+    limits,
+    paging,
+    sent_files,
+    stored_objects,
+    subscriptions,
+    uploads,
+)
 from backplane import files as stored
-from backplane.file_changes import IndexedFile, NewFile, Operation
+from backplane.file_changes import IndexedFile, Operation
 from backplane.problems import Conflict, InvalidState, NotFound, PlanLimitReached, TooLarge
 
 MAX_ANSWER = 5_500_000  # bytes of JSON; Lambda answers 6 MB at most
@@ -22,39 +31,28 @@ router = api.Router(with_nul=True)  # files' contents go to S3, which stores any
 
 Version = Annotated[int, Query(ge=1, lt=2**63)]
 VersionInPath = Annotated[int, Path(ge=1, lt=2**63)]
-Base = Annotated[int, Field(ge=0, lt=2**63)]
 Message = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
 
 
-class File(api.Body):
-    path: str
-    content: str | None = None  # not of a file that is to be deleted
-
-
 class Save(api.Body):
-    base_version: Base | None = None
+    base_version: sent_files.Base | None = None
     operation: Operation = "upsert"
-    files: list[File] | None = None
-    bundle_id: Annotated[UUID, Field(strict=False)] | None = (
-        None  # instead of files: a bundle of them that was uploaded
-    )
+    files: list[sent_files.File] | None = None
+    bundle_id: sent_files.BundleId | None = None  # instead of files: a bundle of them that was uploaded
     message: Message | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if (self.files is None) == (self.bundle_id is None):
-            raise ValueError("send either files or the bundle_id of an uploaded bundle")
-        if self.bundle_id is not None and self.operation == "delete":
-            raise ValueError("name the files to delete; a bundle brings contents")
+        if self.files is None and self.bundle_id is None:
+            raise ValueError("send files, or the bundle_id of an uploaded bundle")
         if self.files == [] and self.operation != "replace":
             raise ValueError("name at least one file; only replace takes none, and deletes all")
-        if self.operation != "delete" and any(file.content is None for file in self.files or ()):
-            raise ValueError(f"each file needs its content to {self.operation} it")
+        sent_files.check(self.operation, self.files, self.bundle_id)
         return self
 
 
 class Restore(api.Body):
-    base_version: Base | None = None
+    base_version: sent_files.Base | None = None
     message: Message | None = None
 
 
@@ -102,30 +100,15 @@ def save(project_id: UUID, body: Save, caller: api.Caller, commit: api.Commit) -
 
     Files of more than 6 MB in all come as a bundle: `POST …/files/bundles`, upload it, then save it here.
     """
-    bundle_id = body.bundle_id
-    if bundle_id is None:
-        named = [NewFile(file.path, file.content) for file in body.files or ()]
-    else:
-        named = read_bundle(caller, project_id, bundle_id)
     change = stored.Change(
         operation=body.operation,
-        files=named,
+        files=sent_files.named(caller, project_id, body.files, body.bundle_id, "files:write"),
         base_version=body.base_version,
         message=body.message,
+        bundle_id=body.bundle_id,
     )
-    if bundle_id is None:
-        return stored.save(caller, project_id, change, commit)
-
-    def save_and_release(save: Callable[[db.Tx], stored.Saved]) -> stored.Saved:
-        def work(tx: db.Tx) -> stored.Saved:
-            saved = save(tx)
-            uploads.use(tx, bundle_id)
-            return saved
-
-        result: stored.Saved = commit(work)
-        return result
-
-    return stored.save(caller, project_id, change, save_and_release)
+    saved: stored.Saved = stored.save(caller, project_id, change, commit)
+    return saved
 
 
 @router.post(
@@ -152,7 +135,8 @@ def restore(
 ) -> stored.Saved:
     """Makes a new version that holds what an older one held."""
     change = stored.Restoration(version, base_version=body.base_version, message=body.message)
-    return stored.save(caller, project_id, change, commit)
+    saved: stored.Saved = stored.save(caller, project_id, change, commit)
+    return saved
 
 
 @router.get("/v1/projects/<project_id>/files", scope="read")
@@ -192,11 +176,11 @@ def content(
 @router.get("/v1/projects/<project_id>/versions", scope="read")
 def versions(
     project_id: UUID, caller: api.Caller, tx: api.Tx, limit: paging.Limit = 20, cursor: paging.Cursor = None
-) -> paging.Page[stored.VersionEntry]:
+) -> paging.Page[file_versions.VersionEntry]:
     """A project's versions, newest first."""
     access.enter(tx, caller, project_id, "read")
     before = paging.decode_cursor(cursor, int)
-    found = stored.versions(tx, project_id, before=before, limit=limit + 1)
+    found = file_versions.versions(tx, project_id, before=before, limit=limit + 1)
     return paging.page(found, limit, lambda last: last.version)
 
 
@@ -242,14 +226,14 @@ def delete(object_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
     stored_objects.delete(tx, caller.organization_id, object_id)
 
 
-def _version(tx: api.Tx, found: access.Access, number: int | None) -> stored.Version:
+def _version(tx: api.Tx, found: access.Access, number: int | None) -> file_versions.Version:
     """Of a public project others read the newest only: what it held before is its people's."""
-    newest = stored.newest(tx, found.project_id)
+    newest = file_versions.newest(tx, found.project_id)
     if number in {None, newest.number}:
         return newest
     if found.standing == "public":
         raise NotFound(f"The project has no version {number}.")
-    return stored.read(tx, found.project_id, number or 0)
+    return file_versions.read(tx, found.project_id, number or 0)
 
 
 handler = api.lambda_handler(router)

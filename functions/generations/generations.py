@@ -1,18 +1,29 @@
 """Generations: a model at work on a project, started by its people and ended by the servers that run it."""
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Self
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from backplane import access, api, leases, paging
+from backplane import access, api, db, files, leases, paging, sent_files
 from backplane import generations as stored
+from backplane.auth import Caller
+from backplane.file_changes import Operation
 from backplane.messages import NewMessage
-from backplane.problems import GenerationInProgress, InsufficientCredits, InvalidState, QuotaExhausted
+from backplane.problems import (
+    Conflict,
+    GenerationInProgress,
+    InsufficientCredits,
+    InvalidState,
+    PlanLimitReached,
+    QuotaExhausted,
+)
 
 MAX_TOKENS = 1_000_000_000
 MAX_MESSAGES = 100
+FINISH = "generations:finish"
 
 router = api.Router()
 
@@ -31,6 +42,24 @@ class Completion(api.Body):
     response: str = Field(max_length=500_000)
     tokens_used: int = Field(ge=0, le=MAX_TOKENS)
     messages: list[NewMessage] = Field(default_factory=list, max_length=MAX_MESSAGES)
+    files: list[sent_files.File] | None = None
+    bundle_id: sent_files.BundleId | None = None  # instead of files: a bundle of them that was uploaded
+    files_operation: Operation = "upsert"
+    base_version: sent_files.Base | None = None  # of the files
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        sent_files.check(self.files_operation, self.files, self.bundle_id)
+        return self
+
+    @property
+    def brings_files(self) -> bool:
+        """An empty list changes nothing, unless it is to replace all there is."""
+        return (
+            bool(self.files)
+            or self.bundle_id is not None
+            or (self.files is not None and self.files_operation == "replace")
+        )
 
 
 class Failure(api.Body):
@@ -83,7 +112,7 @@ def generation(generation_id: UUID, caller: api.Caller, tx: api.Tx) -> stored.Ge
     return stored.read(tx, generation_id)
 
 
-@router.post("/v1/generations/<generation_id>/heartbeat", scope="generations:finish", raises=(InvalidState,))
+@router.post("/v1/generations/<generation_id>/heartbeat", scope=FINISH, raises=(InvalidState,))
 def heartbeat(generation_id: UUID, body: Heartbeat, caller: api.Caller, tx: api.Tx) -> Lease:
     """Says that work goes on: the lock lasts longer."""
     expires_at = leases.heartbeat(
@@ -94,16 +123,52 @@ def heartbeat(generation_id: UUID, body: Heartbeat, caller: api.Caller, tx: api.
 
 @router.post(
     "/v1/generations/<generation_id>/complete",
-    scope="generations:finish",
-    raises=(InsufficientCredits, InvalidState),
+    scope=FINISH,
+    raises=(Conflict, InsufficientCredits, InvalidState, PlanLimitReached, files.VersionConflict),
 )
-def complete(generation_id: UUID, body: Completion, caller: api.Caller, tx: api.Tx) -> stored.Generation:
-    """Ends a generation with its result: settles the hold, appends the messages, unlocks the project."""
-    result = leases.Result(response=body.response, tokens_used=body.tokens_used, messages=body.messages)
-    return leases.complete(tx, caller, generation_id, body.lock_token, result)
+def complete(
+    generation_id: UUID, body: Completion, caller: api.Caller, commit: api.Commit
+) -> stored.Generation:
+    """Ends a generation with its result: settles the hold, saves the files, appends the messages, unlocks the
+    project.
+
+    Files of more than 6 MB in all come as a bundle: `POST /v1/projects/{id}/files/bundles`, upload it, then
+    complete with its `bundle_id`.
+    """
+
+    def end(tx: db.Tx, save: Callable[[db.Tx], files.Saved] | None = None) -> stored.Generation:
+        result = leases.Result(
+            response=body.response,
+            tokens_used=body.tokens_used,
+            messages=body.messages,
+            save=save and (lambda tx: save(tx).version),
+        )
+        return leases.complete(tx, caller, generation_id, body.lock_token, result)
+
+    running = leases.read(caller, generation_id, body.lock_token) if body.brings_files else None
+    if running is None or running.status == "completed":
+        ended: stored.Generation = commit(end)
+        return ended
+    return _save(caller, running, body, lambda save: commit(lambda tx: end(tx, save)))
 
 
-@router.post("/v1/generations/<generation_id>/fail", scope="generations:finish", raises=(InvalidState,))
+def _save(
+    caller: Caller,
+    running: stored.Row,
+    body: Completion,
+    commit_with: Callable[[Callable[[db.Tx], files.Saved]], stored.Generation],
+) -> stored.Generation:
+    change = files.Change(
+        operation=body.files_operation,
+        files=sent_files.named(caller, running.project_id, body.files, body.bundle_id, FINISH),
+        base_version=body.base_version,
+        bundle_id=body.bundle_id,
+    )
+    author = files.Author(running.user_id, FINISH)
+    return files.save(caller, running.project_id, change, commit_with, author=author)
+
+
+@router.post("/v1/generations/<generation_id>/fail", scope=FINISH, raises=(InvalidState,))
 def fail(generation_id: UUID, body: Failure, caller: api.Caller, tx: api.Tx) -> stored.Generation:
     """Ends a generation without a result: its credits are available again, the project is unlocked."""
     return leases.fail(tx, caller, generation_id, body.lock_token, body.error_message)

@@ -424,7 +424,7 @@ def test_a_save_that_is_killed_anywhere_is_whole_or_not_there(
     for number in itertools.count(1):
         with monkeypatch.context() as patched:
             # A process that is gone gives nothing back.
-            patched.setattr(files, "discard", lambda prepared: None)
+            patched.setattr(files, "give_back", lambda granted: None)
             try:
                 with kills.at_statement(number, die, patched):
                     acknowledged = outer(ada, project, {"a": str(number)}).version

@@ -39,6 +39,7 @@ class Generation(BaseModel):
     debit_id: UUID | None  # what it was charged by; it can be refunded
     amount_settled: int | None
     tokens_used: int
+    files_version: int | None  # in force when it was done, where it brought files
     duration_ms: int | None
     error_message: str | None
     lock_expires_at: datetime
@@ -48,7 +49,7 @@ class Generation(BaseModel):
 
 _COLUMNS = """
     g.id, g.project_id, g.agent_type, g.prompt, g.response, g.status, g.hold_id, g.tokens_used,
-    g.duration_ms, g.error_message, g.lock_expires_at, g.created_at, g.completed_at,
+    g.files_version, g.duration_ms, g.error_message, g.lock_expires_at, g.created_at, g.completed_at,
     h.operation, h.quantity, h.debit_id, h.amount_settled,
     CASE WHEN g.user_id IS NOT NULL THEN jsonb_build_object(
         'id', g.user_id, 'email', u.email,

@@ -1,15 +1,15 @@
 """The lease of a generation: a model at work on a project, one at a time.
 
 Starting takes the project's lease, a message of the day's and the month's, and a hold of credits, in one
-transaction; completing settles the hold, appends the messages and lets the project go, in one. A failure,
-told or by silence, costs nothing: the credits and the messages go back to where they came from.
+transaction; completing settles the hold, appends the messages, saves the files and lets the project go, in
+one. A failure, told or by silence, costs nothing: the credits and the messages go back where they came from.
 
 Locks are taken in one order everywhere: the organisation's counts, the project, its credits.
 """
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
@@ -55,6 +55,7 @@ class Result:
     response: str
     tokens_used: int
     messages: Sequence[NewMessage] = ()
+    save: Callable[[db.Tx], int] | None = None  # puts the files it made in force and answers their version
 
 
 # ---- start ----
@@ -150,17 +151,32 @@ def heartbeat(
     return expires_at
 
 
+def read(caller: Caller, generation_id: UUID, lock_token: str) -> Row:
+    """A generation that may be completed, or is: for whoever has work to do before. Raises NotFound, Conflict
+    (409 invalid_state: the lease is lost).
+    """
+    return db.run(
+        lambda tx: _completable(tx, caller, generation_id, lock_token), organization_id=caller.organization_id
+    )
+
+
+def _completable(tx: db.Tx, caller: Caller, generation_id: UUID, lock_token: str) -> Row:
+    running = generations.of_token(tx, caller, generation_id, lock_token)
+    if running.status != "completed" and (running.status != "in_progress" or running.seconds_left <= 0):
+        raise _stale(running)
+    return running
+
+
 def complete(tx: db.Tx, caller: Caller, generation_id: UUID, lock_token: str, result: Result) -> Generation:
-    """Settles, appends the messages and lets the project go; a repetition answers the same. Raises
-    NotFound, Conflict (409 invalid_state: the lease is lost).
+    """Settles, appends the messages, saves the files and lets the project go; a repetition answers the same.
+    Raises NotFound, Conflict (409 invalid_state: the lease is lost) and what saving raises.
     """
     running = generations.of_token(tx, caller, generation_id, lock_token)
     project_status.lock(tx, running.project_id)
-    running = generations.of_token(tx, caller, generation_id, lock_token)
+    running = _completable(tx, caller, generation_id, lock_token)
     if running.status == "completed":
         return generations.read(tx, generation_id)
-    if running.status != "in_progress" or running.seconds_left <= 0:
-        raise _stale(running)
+    files_version = None if result.save is None else result.save(tx)
     if running.hold_state != "settled":  # by the server itself, at an amount of its own
         holds.settle(
             running.organization_id, running.hold_id, key=_key(generation_id), actor=caller.actor, tx=tx
@@ -172,11 +188,17 @@ def complete(tx: db.Tx, caller: Caller, generation_id: UUID, lock_token: str, re
         SET status = 'completed',
             response = %(response)s,
             tokens_used = %(tokens_used)s,
+            files_version = %(files_version)s,
             completed_at = clock_timestamp(),
             duration_ms = extract(epoch FROM clock_timestamp() - created_at) * 1000
         WHERE id = %(id)s
         """,
-        {"id": generation_id, "response": result.response, "tokens_used": result.tokens_used},
+        {
+            "id": generation_id,
+            "response": result.response,
+            "tokens_used": result.tokens_used,
+            "files_version": files_version,
+        },
     )
     project_status.generated(tx, running.project_id, "ready")
     outbox.append(

@@ -83,15 +83,16 @@ def make_room(tx: db.Tx, organization_id: UUID, size: int) -> None:
     limits.take(tx, organization_id, LIMIT, size)
 
 
-def store(tx: db.Tx, granted: Granted, s3_version: str) -> None:
+def store(tx: db.Tx, granted: Granted, s3_version: str, project_id: UUID) -> None:
     """It is where it was to be. Raises Unavailable where that took too long."""
     changed = tx.execute(
         """
         UPDATE storage.objects
-        SET state = 'stored', s3_version = %(version)s, stored_at = clock_timestamp()
+        SET state = 'stored', project_id = %(project_id)s, s3_version = %(version)s,
+            stored_at = clock_timestamp()
         WHERE id = %(id)s AND state = 'granted'
         """,
-        {"id": granted.id, "version": s3_version},
+        {"id": granted.id, "version": s3_version, "project_id": project_id},
     )
     if not changed.rowcount:
         raise Unavailable("Storing took longer than it may. Repeat the request.", retry_after=1)
