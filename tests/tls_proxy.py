@@ -4,7 +4,6 @@ import datetime as dt
 import ipaddress
 import socket
 import ssl
-import struct
 import threading
 from pathlib import Path
 from typing import Self
@@ -14,8 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-
-SSL_REQUEST = struct.pack("!ii", 8, 80877103)
+from tests.wire import SSL_REQUEST
 
 
 def certificate(folder: Path, address: str = "127.0.0.1") -> tuple[Path, Path]:

@@ -46,6 +46,7 @@ def search(organization_id: UUID, text: str, *, after: Position | None, limit: i
             "project_id": after and after.project_id,
             "sequence": after and after.sequence,
         },
+        repeatable=True,
     )
     return [
         Found(

@@ -118,13 +118,14 @@ def _granted(customer: str, source_key: str) -> bool:
         ) AS granted
         """,
         {"organization_id": _organization(customer), "source_key": source_key},
+        repeatable=True,
     )
     return bool(row and row["granted"])
 
 
 def _told(event_type: str, told: Mapping[str, Any], version: str) -> dict[str, Any]:
     """Replays an object as an event of now. The same version of it is replayed once."""
-    clock = db.call("SELECT extract(epoch FROM clock_timestamp())::bigint AS now")
+    clock = db.call("SELECT extract(epoch FROM clock_timestamp())::bigint AS now", repeatable=True)
     event = {
         "id": f"reconciliation:{told['id']}:{version}",
         "object": "event",

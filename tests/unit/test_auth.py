@@ -70,7 +70,8 @@ class World:
     calls: list[dict[str, Any]] = field(default_factory=list)
     provisionings: list[dict[str, Any]] = field(default_factory=list)
 
-    def call(self, query: str, params: dict[str, Any]) -> dict[str, Any] | None:
+    def call(self, query: str, params: dict[str, Any], *, repeatable: bool) -> dict[str, Any] | None:
+        assert repeatable  # a look-up
         self.calls.append(params)
         if "identity.resolve_caller" in query:
             return self.caller

@@ -42,8 +42,9 @@ def stored(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any] | None) -> lis
     """Makes the look-up answer a row; returns the prefixes it is asked for."""
     asked: list[Any] = []
 
-    def call(query: str, params: dict[str, Any]) -> dict[str, Any] | None:
+    def call(query: str, params: dict[str, Any], *, repeatable: bool) -> dict[str, Any] | None:
         assert "platform.find_api_key" in query
+        assert repeatable  # a look-up
         asked.append(params["prefix"])
         return found
 

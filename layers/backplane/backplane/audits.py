@@ -35,7 +35,7 @@ def audit(organization_id: UUID) -> Audit:
     Raises NotFound.
     """
     book_due(organization_id)
-    row = db.call("SELECT * FROM credits.audit(%s)", [organization_id])
+    row = db.call("SELECT * FROM credits.audit(%s)", [organization_id], repeatable=True)
     if row is None:
         raise NotFound("This organisation has no credit account.")
     return Audit.model_validate(row)

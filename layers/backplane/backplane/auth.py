@@ -147,6 +147,7 @@ def _resolve(session: tokens.Session) -> Resolved:
             "organization": session.organization_id,
             "issued_at": session.issued_at,
         },
+        repeatable=True,
     )
     if row is None:
         raise RuntimeError("identity.resolve_caller answers exactly one row")
@@ -195,7 +196,9 @@ def _live_organization(named: str) -> UUID:
     """The organisation that X-Organization-Id names. Raises BadRequest, NotFound."""
     if not _UUID.fullmatch(named):
         raise BadRequest("X-Organization-Id must be an organisation's id, a UUID such as GET /v1/me answers.")
-    row = db.call("SELECT * FROM tenancy.find_organization(p_id => %(id)s)", {"id": UUID(named)})
+    row = db.call(
+        "SELECT * FROM tenancy.find_organization(p_id => %(id)s)", {"id": UUID(named)}, repeatable=True
+    )
     if row is None or row["state"] != "active":
         raise NotFound("X-Organization-Id names no organisation.")
     organization_id: UUID = row["id"]

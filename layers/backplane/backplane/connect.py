@@ -37,6 +37,7 @@ _checked: set[tuple[str, int, str]] = set()  # (host, port, user) that check_rol
 def connect(
     settings: "Settings",
     *,
+    kind: type[psycopg.Connection[DictRow]] = psycopg.Connection,
     direct: bool = False,
     allow_owner: bool = False,
     timeout: float = CONNECT_TIMEOUT,
@@ -44,16 +45,17 @@ def connect(
     """A new connection in autocommit, rows as dicts.
 
     `direct` goes around a pooler, `allow_owner` is for migrations only, `timeout` is in seconds (libpq
-    takes whole ones, two at least). Raises psycopg's
+    takes whole ones, two at least, for each address of the host; a BoundedConnection has its own bound).
+    The host's name is resolved anew each time, so that a failover is followed. Raises psycopg's
     OperationalError where the server can't be had, and RuntimeError where `check_role` refuses.
     """
     try:
-        connection = _open(settings, direct, timeout, refresh=False)
+        connection = _open(kind, settings, direct, timeout, refresh=False)
     except psycopg.OperationalError as error:
         if not (settings.database_secret_arn and _password_refused(error)):
             raise
         _logger.warning("the database refused the password: reading the secret again")
-        connection = _open(settings, direct, timeout, refresh=True)
+        connection = _open(kind, settings, direct, timeout, refresh=True)
     if not allow_owner:
         try:
             check_role(connection)
@@ -101,13 +103,14 @@ def _refusal(user: str, why: str) -> RuntimeError:
 
 
 def _open(
+    kind: type[psycopg.Connection[DictRow]],
     settings: "Settings",
     direct: bool,
     timeout: float,
     *,
     refresh: bool,
 ) -> psycopg.Connection[DictRow]:
-    return psycopg.connect(
+    return kind.connect(
         autocommit=True,
         row_factory=dict_row,
         prepare_threshold=settings.database_prepare_threshold,

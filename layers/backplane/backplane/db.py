@@ -24,37 +24,39 @@ from psycopg.abc import QueryNoTemplate
 from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.rows import DictRow
 
-from backplane import connect
+from backplane import connect, deadline, failures
+from backplane.bounded import BoundedConnection
 from backplane.config import settings
+from backplane.deadline import MARGIN, remaining
+from backplane.failures import Decision, Verdict
 from backplane.problems import Unavailable
+
+__all__ = [
+    "ATTEMPTS",
+    "MARGIN",
+    "CommitUnknown",
+    "Tx",
+    "answer",
+    "call",
+    "connection",
+    "containing",
+    "enter",
+    "remaining",
+    "reset",
+    "run",
+    "set_deadline",
+    "transaction",
+]
 
 Tx: TypeAlias = psycopg.Connection[DictRow]
 T = TypeVar("T")
 
-DEFAULT_BUDGET: Final = 30.0  # seconds for one unit of work where no deadline is set
-MARGIN: Final = 0.5  # seconds of an invocation kept back to answer in
 MIN_BUDGET: Final = 0.05  # seconds; with less it is not worth beginning
 LOCK_TIMEOUT: Final = 5.0  # seconds to wait for a row; more would only queue the next ones
 ATTEMPTS: Final = 6
 
-_LOST = "08"  # class: connection exception
-_CONFLICTS: Final = frozenset({"40001", "40P01"})  # serialization failure, deadlock
-_FAILOVERS: Final = frozenset(
-    {
-        "57P01",  # admin shutdown
-        "57P02",  # crash shutdown
-        "57P03",  # starting up or shutting down
-        "57P05",  # idle session timeout
-        "25P03",  # idle in transaction timeout: the process was frozen in the middle
-        "25006",  # read only: the writer has become a reader
-        "53300",  # too many connections
-    }
-)
-_TIMEOUTS: Final = frozenset({"57014", "55P03", "25P04"})  # statement, lock, transaction
-
 _logger = logging.getLogger("backplane.db")
 _connection: Tx | None = None
-_deadline: float | None = None  # on time.monotonic's clock
 
 
 class _Unreachable(Unavailable):
@@ -80,23 +82,15 @@ def set_deadline(seconds_remaining: float) -> None:
 
     What an invocation that was cut off has left open is dropped here.
     """
-    global _deadline  # noqa: PLW0603  one invocation at a time in a process
-    _deadline = time.monotonic() + seconds_remaining - MARGIN
+    deadline.begin(seconds_remaining)
     if _connection is not None and _connection.info.transaction_status is not TransactionStatus.IDLE:
         _drop()
 
 
-def remaining() -> float:
-    """Seconds this invocation may still work, less what it takes to answer."""
-    return DEFAULT_BUDGET if _deadline is None else _deadline - time.monotonic()
-
-
 def reset() -> None:
     """Forget the connection and the deadline."""
-    global _connection, _deadline  # noqa: PLW0603
-    if _connection is not None:
-        _connection.close()
-    _connection = _deadline = None
+    _drop()
+    deadline.forget()
 
 
 def connection() -> Tx:
@@ -109,7 +103,9 @@ def connection() -> Tx:
         return _connection
     _drop()
     try:
-        _connection = connect.connect(settings(), timeout=min(connect.CONNECT_TIMEOUT, remaining()))
+        _connection = connect.connect(
+            settings(), kind=BoundedConnection, timeout=min(connect.CONNECT_TIMEOUT, remaining())
+        )
     except psycopg.OperationalError as error:
         _logger.warning("the database can't be reached: %s", str(error).strip())
         raise _Unreachable("The database can't be reached at the moment. Repeat the request.") from error
@@ -127,9 +123,7 @@ def transaction(*, organization_id: UUID | None = None, user_id: UUID | None = N
         with _attempt(organization_id, user_id) as tx:
             yield tx
     except psycopg.Error as error:
-        if not _passing(error) and error.sqlstate not in _TIMEOUTS:
-            raise
-        _give_up(error)
+        _give_up(error, _decided(error))
 
 
 def run(work: Callable[[Tx], T], *, organization_id: UUID | None = None, user_id: UUID | None = None) -> T:
@@ -145,25 +139,36 @@ def run(work: Callable[[Tx], T], *, organization_id: UUID | None = None, user_id
     return _repeated(attempt)
 
 
-def call(query: QueryNoTemplate, params: Sequence[Any] | Mapping[str, Any] | None = None) -> DictRow | None:
+def call(
+    query: QueryNoTemplate,
+    params: Sequence[Any] | Mapping[str, Any] | None = None,
+    *,
+    repeatable: bool = False,
+) -> DictRow | None:
     """The first row of `query`'s answer."""
-    found = answer(query, params)
+    found = answer(query, params, repeatable=repeatable)
     return found[0] if found else None
 
 
-def answer(query: QueryNoTemplate, params: Sequence[Any] | Mapping[str, Any] | None = None) -> list[DictRow]:
+def answer(
+    query: QueryNoTemplate,
+    params: Sequence[Any] | Mapping[str, Any] | None = None,
+    *,
+    repeatable: bool = False,
+) -> list[DictRow]:
     """The rows of one statement that commits by itself: one round trip.
 
     For what needs no transaction and no organisation: security-definer functions and look-ups.
-    Bounded by the role's statement_timeout. Repeated only where the server said it did nothing.
+    The server bounds it by the role's statement_timeout. Repeated only where the server said it did
+    nothing, or where it is `repeatable`: it changes nothing, or nothing more the second time.
     """
 
     def attempt() -> list[DictRow]:
         session = _idle_connection()
         try:
             cursor = session.execute(query, params)
-        except psycopg.OperationalError as error:
-            if error.sqlstate is None or error.sqlstate.startswith(_LOST):
+        except psycopg.Error as error:
+            if failures.is_lost(error) and not repeatable:
                 _drop()
                 raise CommitUnknown from error
             raise
@@ -191,8 +196,8 @@ def containing(text: str) -> str:
 @contextmanager
 def _attempt(organization_id: UUID | None, user_id: UUID | None) -> Iterator[Tx]:
     session = _idle_connection()
-    session.execute(_begin(organization_id, user_id), prepare=False)
     try:
+        session.execute(_begin(organization_id, user_id), prepare=False)
         yield session
     except BaseException:
         _roll_back(session)
@@ -211,6 +216,8 @@ def _begin(organization_id: UUID | None, user_id: UUID | None) -> bytes:
         "BEGIN ISOLATION LEVEL READ COMMITTED",
         f"SET LOCAL statement_timeout = {milliseconds}",
         f"SET LOCAL lock_timeout = {min(milliseconds, int(LOCK_TIMEOUT * 1000))}",
+        # A process that is frozen in the middle keeps its row locks no longer than its time.
+        f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}",
     ]
     for name, value in (("organization_id", organization_id), ("user_id", user_id)):
         if value is not None:
@@ -235,7 +242,7 @@ def _commit(session: Tx) -> None:
     try:
         session.execute("COMMIT", prepare=False)
     except psycopg.Error as error:
-        if error.sqlstate is None or error.sqlstate[:2] in {_LOST, "57"}:
+        if failures.is_lost(error):
             _drop()
             raise CommitUnknown from error
         _roll_back(session)  # a deferred constraint: the server says that it did not commit
@@ -260,17 +267,11 @@ def _repeated(attempt: Callable[[], T]) -> T:
             if not _pause(count):
                 raise
         except psycopg.Error as error:
-            if error.sqlstate in _TIMEOUTS:
-                _give_up(error)
-            if not _passing(error):
-                raise
-            if error.sqlstate not in _CONFLICTS:
-                _drop()
-            _logger.info(
-                "repeating after %s", error.sqlstate or "a lost connection", extra={"attempt": count}
-            )
-            if not _pause(count):
-                _give_up(error)
+            decision = _decided(error)
+            if decision.verdict is Verdict.REFUSE or not _pause(count):
+                _give_up(error, decision)
+            cause = error.sqlstate or "a lost connection"
+            _logger.info("repeating after %s", cause, extra={"attempt": count})
     raise AssertionError("_pause refuses after the last attempt")
 
 
@@ -283,15 +284,21 @@ def _pause(attempt: int) -> bool:
     return True
 
 
-def _passing(error: psycopg.Error) -> bool:
-    if error.sqlstate is None:  # libpq's own: the connection is gone
-        return isinstance(error, psycopg.OperationalError)
-    return error.sqlstate in _CONFLICTS | _FAILOVERS or error.sqlstate.startswith(_LOST)
+def _decided(error: psycopg.Error) -> Decision:
+    """What the error means for the work. Raises it where it is the work's own; drops a session of no use."""
+    decision = failures.decide(error)
+    if decision.verdict is Verdict.RECONNECT or failures.is_lost(error):
+        _drop()
+    if decision.verdict is Verdict.RAISE:
+        raise error
+    return decision
 
 
-def _give_up(error: psycopg.Error) -> Never:
+def _give_up(error: psycopg.Error, decision: Decision) -> Never:
     _logger.warning("giving up on the database: %s", error.sqlstate or "connection lost", exc_info=error)
-    raise Unavailable("The database is too busy at the moment. Repeat the request.") from error
+    raise Unavailable(
+        "The database is too busy at the moment. Repeat the request.", retry_after=decision.retry_after
+    ) from error
 
 
 # ---- the connection ----

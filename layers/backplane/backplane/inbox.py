@@ -143,6 +143,7 @@ def unapplied_at(event: Event) -> datetime | None:
         ) AS applied
         """,
         {"provider": event.provider, "id": event.id},
+        repeatable=True,
     )
     return None if row is None or row["applied"] else row["now"]
 

@@ -93,6 +93,7 @@ def find(prefix: str) -> ApiKey | None:
     row = db.call(
         "SELECT * FROM platform.find_api_key(p_prefix => %(prefix)s, p_rest => %(rest)s)",
         {"prefix": prefix, "rest": USES_REST},
+        repeatable=True,
     )
     if row is None:
         return None
