@@ -14,7 +14,7 @@ export MYPYPATH := layers/backplane:$(subst $(empty) $(empty),:,$(wildcard funct
 export SAM_CLI_TELEMETRY := 0
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help dev demo test bench lint format send token invoke audit migrate backup backups restore psql logs clean-local lock
+.PHONY: help dev demo test bench lint format send token invoke audit migrate backup backups restore db-report psql logs clean-local lock
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ backups: $(STAMP) ## List the backups, and which are proven: make backups [FROM=
 
 restore: $(STAMP) ## Restore a backup and compare: make restore FROM=latest TO=copy [REPLACE=1]
 	@$(PY) -m local.restore "$(or $(FROM),latest)" "$(TO)" $(if $(REPLACE),--replace)
+
+db-report: $(STAMP) ## Show how the database is, and what to do about it (the running stack's, or DATABASE_URL)
+	@$(PY) -m local.db_report
 
 psql: $(STAMP) ## Open psql on the running stack, seeing every row
 	@exec $(PY) -m local.database psql

@@ -37,7 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=("migrate", "psql"))
     if parser.parse_args().command == "psql":
-        psql(_owner_url())
+        psql(owner_url())
     return migrate()
 
 
@@ -49,7 +49,7 @@ def migrate() -> int:
         called = invoke(running.find(), "migrate", {})
         failed, answer = called.failed, called.value
     else:
-        url = _owner_url()
+        url = owner_url()
         owner.check(url)
         failed, answer = False, _migrate_directly(url)
     if failed:
@@ -69,7 +69,8 @@ def psql(url: str) -> NoReturn:
     )
 
 
-def _owner_url() -> str:
+def owner_url() -> str:
+    """The running stack's database, else DATABASE_URL. Raises Refusal."""
     if running.is_running():
         return running.find().admin_database_url
     if url := checkout.overrides().get("DATABASE_URL"):

@@ -32,6 +32,9 @@ START_TIMEOUT = 120.0  # seconds; recovery after a crash replays the write-ahead
 STOP_TIMEOUT = 30.0  # seconds, before each harsher signal
 LOCK_TIMEOUT = 10.0  # seconds a killed run's server is given to leave
 
+# As infra/database.yaml has it: statements are counted, without those that hold values (SET, BEGIN).
+COUNTING = {"shared_preload_libraries": "pg_stat_statements", "pg_stat_statements.track_utility": "off"}
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -200,7 +203,8 @@ class Postgres:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 return False
-        settings = self._settings | {
+        settings = COUNTING | self._settings
+        settings |= {
             "port": str(port),
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",  # a socket's path is at most 107 bytes: a deep checkout has none

@@ -12,7 +12,7 @@ import webhook_rows
 from aws_lambda_powertools.event_handler.openapi.params import Query
 from pydantic import BaseModel
 
-from backplane import api, audit_log, db, inbox_upkeep, ledger, paging
+from backplane import api, audit_log, database_report, db, inbox_upkeep, ledger, paging
 from backplane.inbox import Provider, Status
 from backplane.problems import Conflict, InvalidState
 from backplane.senders import SENDERS
@@ -101,6 +101,12 @@ def backups(
     """Backups, newest first, each with the verdict of the last drill."""
     before = paging.decode_cursor(cursor, UUID)
     return paging.page(backup_rows.newest(tx, before=before, limit=limit + 1), limit, lambda last: last.id)
+
+
+@router.get("/v1/admin/database", scope="admin")
+def database(tx: api.Tx) -> database_report.Report:
+    """How the database is, and what is to be done about it. Of tenants there is nothing in it."""
+    return database_report.read(tx)
 
 
 @router.post("/v1/admin/service-keys", scope="admin", status_code=201, shown_once=("key",))

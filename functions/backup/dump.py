@@ -12,7 +12,7 @@ from typing import IO, Any, Final
 
 import zstandard
 
-from backplane import pgtools
+from backplane import catalogue, pgtools
 from backplane.multipart import Upload
 
 CHUNK: Final = 1024 * 1024  # bytes a read
@@ -54,6 +54,7 @@ def command(parameters: Mapping[str, Any], snapshot: str) -> tuple[list[str], di
         # Without it pg_dump refuses tables that row-level security binds it by, with it they may seem
         # empty: visibility.py has made sure that this role's policies show every row.
         "--enable-row-security",
+        f"--exclude-extension={catalogue.COUNTING}",
         f"--snapshot={snapshot}",
         f"--dbname={conninfo}",
     ], secret | {"PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in WATCHFULNESS.items())}

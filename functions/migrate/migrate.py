@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import monitoring
 import psycopg
 import runner
 from psycopg.rows import DictRow
@@ -71,6 +72,7 @@ def migrate(
     Raises roles.RolesError and runner.MigrationError.
     """
     roles.ensure_roles(connection, passwords)
+    monitoring.ensure(connection)
     applied = runner.up(connection, wait=wait)
     return Outcome(applied, runner.status(connection))
 
