@@ -43,21 +43,29 @@ _OWN = frozenset({"title", "description", "slug", "status", "features", "tags"})
 LIMITS: Mapping[str, str] = {"mobile": "app.projects", "web": "app.projects", "site": "site.projects"}
 
 
-def create(tx: db.Tx, caller: Caller, new: NewProject, *, forked_from: UUID | None = None) -> ProjectDetails:
+def create(
+    tx: db.Tx,
+    caller: Caller,
+    new: NewProject,
+    *,
+    id: UUID | None = None,  # noqa: A002  the column's name
+    forked_from: UUID | None = None,
+) -> ProjectDetails:
     """Raises FeatureNotInPlan, PlanLimitReached."""
     limits.take(tx, caller.organization_id, LIMITS[new.kind])
     row = tx.execute(
         """
         INSERT INTO projects.projects
-            (organization_id, created_by, kind, title, description, template_name, template_version,
+            (id, organization_id, created_by, kind, title, description, template_name, template_version,
              template_category, features, tags, is_public, forked_from)
         VALUES
-            (%(organization_id)s, %(created_by)s, %(kind)s, %(title)s, %(description)s, %(template_name)s,
-             %(template_version)s, %(template_category)s, %(features)s, %(tags)s, %(is_public)s,
-             %(forked_from)s)
+            (coalesce(%(id)s, platform.new_id()), %(organization_id)s, %(created_by)s, %(kind)s, %(title)s,
+             %(description)s, %(template_name)s, %(template_version)s, %(template_category)s, %(features)s,
+             %(tags)s, %(is_public)s, %(forked_from)s)
         RETURNING id
         """,
         {
+            "id": id,
             "organization_id": caller.organization_id,
             "created_by": caller.user_id,
             "kind": new.kind,

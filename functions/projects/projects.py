@@ -130,9 +130,11 @@ def restore(project_id: UUID, caller: api.Caller, tx: api.Tx) -> ProjectDetails:
     status_code=201,
     raises=(FeatureNotInPlan, PlanLimitReached),
 )
-def fork(project_id: UUID, body: project_forks.Fork, caller: api.Caller, tx: api.Tx) -> ProjectDetails:
-    """Copies a project. Whoever may read one may fork it, into his own organisation."""
-    return project_forks.fork(tx, caller, access.find(tx, caller, project_id), body)
+def fork(
+    project_id: UUID, body: project_forks.Fork, caller: api.Caller, commit: api.Commit
+) -> ProjectDetails:
+    """Copies a project with its files. Whoever may read one may fork it, into his own organisation."""
+    return project_forks.fork(caller, project_id, body, commit)
 
 
 @router.post("/v1/projects/<project_id>/messages", scope="projects:write", status_code=201)

@@ -68,6 +68,24 @@ def put_once(key: str, body: bytes, sha256: str, content_type: str = JSON) -> st
     return version
 
 
+def copy(key: str, version: str, to: str) -> str:
+    """Stores a version of an object under a second key, within S3. Answers S3's id of the new version.
+
+    Raises BrokenObjectError where it is gone.
+    """
+    with _passing():
+        try:
+            answer = _client().copy_object(
+                Bucket=name(), Key=to, CopySource={"Bucket": name(), "Key": key, "VersionId": version}
+            )
+        except _client_error() as error:
+            if error.response["Error"]["Code"] in {"NoSuchKey", "NoSuchVersion"}:
+                raise BrokenObjectError(f"{key} is gone from the bucket") from error
+            raise
+    copied: str = answer["VersionId"]
+    return copied
+
+
 def read(key: str, version: str, sha256: str) -> bytes:
     """What was put there. Raises BrokenObjectError where it is gone or is something else."""
     with _passing():

@@ -38,8 +38,11 @@ class Owner:
     created_by: UUID | None
 
 
-def reserve_files(tx: db.Tx, owner: Owner, *, name: str, size: int, epoch_ms: int) -> tuple[Granted, int]:
+def reserve_files(
+    tx: db.Tx, owner: Owner, *, name: str, size: int, epoch_ms: int, is_new: bool = False
+) -> tuple[Granted, int]:
     """A place for a version of files, and the milliseconds in its key: now, or as given if that is later.
+    `is_new` says that the project is still to be made.
 
     Raises PlanLimitReached.
     """
@@ -52,7 +55,7 @@ def reserve_files(tx: db.Tx, owner: Owner, *, name: str, size: int, epoch_ms: in
             )
             INSERT INTO storage.objects
                 (organization_id, project_id, kind, s3_key, name, content_type, bytes, created_by, expires_at)
-            SELECT %(organization_id)s, %(project_id)s, 'files',
+            SELECT %(organization_id)s, CASE WHEN NOT %(is_new)s THEN %(project_id)s::uuid END, 'files',
                    'projects/' || %(project_id)s::text || '/files-v' || ms || '.json',
                    %(name)s, 'application/json', %(size)s, %(created_by)s, clock_timestamp() + %(lasts)s
             FROM moment
@@ -66,6 +69,7 @@ def reserve_files(tx: db.Tx, owner: Owner, *, name: str, size: int, epoch_ms: in
                 "name": name,
                 "size": size,
                 "epoch_ms": epoch_ms,
+                "is_new": is_new,
                 "lasts": FILES_GRANT,
             },
         ).fetchone()
