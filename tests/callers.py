@@ -13,6 +13,7 @@ import account
 import admin
 import billing
 import credits  # noqa: A004  the function of this name
+import deployments
 import generations
 import jwt
 import plans
@@ -48,6 +49,7 @@ FUNCTIONS: dict[str, tuple[api.Router, api.Handler]] = {
     "/v1/activity": (projects.router, projects.handler),
     "/v1/invitations": (projects.router, projects.handler),
     "/v1/generations": (generations.router, generations.handler),
+    "/v1/deployments": (deployments.router, deployments.handler),
 }
 
 

@@ -5,7 +5,9 @@ import threading
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
+import psycopg
 import pytest
 from tests.databases import Database
 
@@ -66,3 +68,30 @@ def amid(database: Database, role: str, done: Sized, over: threading.Event, luck
                 [role],
             ).rowcount
     return killed
+
+
+def until_through(database: Database, organization_id: UUID, work: Any) -> int:
+    """Runs `work(tx)` again and again, its session killed before the first statement, the second …, until it
+    gets through. Answers after how many.
+    """
+    for allowed in range(1, 100):
+        with database.connect("backplane_app") as connection:
+            left = iter(range(allowed))
+            execute = connection.execute
+
+            def dying(*args: Any, left: Any = left, execute: Any = execute, **kwargs: Any) -> Any:
+                if next(left, None) is None:
+                    raise psycopg.OperationalError("killed")
+                return execute(*args, **kwargs)
+
+            execute("BEGIN")
+            execute(f"SET LOCAL app.organization_id = '{organization_id}'".encode())
+            connection.execute = dying  # type: ignore[method-assign]
+            try:
+                work(connection)
+            except psycopg.OperationalError:
+                connection.close()
+                continue
+            execute("COMMIT")
+            return allowed
+    raise AssertionError("it must get through in the end")

@@ -4,13 +4,12 @@ import base64
 import binascii
 import json
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from backplane import api
-
-MAX_CONFIG_BYTES = 64 * 1024
+from backplane.fields import Config, Url
 
 Kind = Literal["mobile", "web", "site"]
 Category = Literal["saas", "ecommerce", "blog", "api", "custom"]
@@ -18,7 +17,6 @@ Category = Literal["saas", "ecommerce", "blog", "api", "custom"]
 Title = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
 Text = Annotated[str, Field(max_length=10_000)]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"\S")]
-Url = Annotated[str, Field(max_length=2000, pattern=r"^https?://[^\s/]\S*$")]
 Slug = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 BundleId = Annotated[str, Field(max_length=155, pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+$")]
 Domain = Annotated[
@@ -97,20 +95,13 @@ class Changes(api.Body):
     tags: Labels = Field(default_factory=list)
     is_public: bool = False
     is_favorite: bool = False
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: Config = Field(default_factory=dict)
     last_entry_id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     generated_path: Annotated[str, Field(max_length=1024)] | None = None
     repository_url: Url | None = None
     supabase: Supabase | None = None
     app: AppSettings = Field(default_factory=AppSettings)
     site: SiteSettings = Field(default_factory=SiteSettings)
-
-    @field_validator("config")
-    @classmethod
-    def _bounded(cls, config: dict[str, Any]) -> dict[str, Any]:
-        if len(json.dumps(config, ensure_ascii=False).encode()) > MAX_CONFIG_BYTES:
-            raise ValueError(f"at most {MAX_CONFIG_BYTES} bytes of JSON are kept")
-        return config
 
     @model_validator(mode="after")
     def _something(self) -> Self:

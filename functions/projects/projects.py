@@ -74,7 +74,7 @@ def search(
 
 @router.get("/v1/projects/stats", scope="read")
 def stats(caller: api.Caller, tx: api.Tx, period: project_activity.Period = "30d") -> project_activity.Stats:
-    """How many projects there are, and how many were created and changed in a period."""
+    """How many projects there are, were created and changed in a period, and how deployments went."""
     return project_activity.stats(tx, caller.organization_id, period)
 
 

@@ -1,19 +1,21 @@
 """Webhook events that failed or wait, tried again: each minute, and when what they wait for arrives.
 
 A webhook that makes its subject replays what waits for it by itself. This worker is for the rest:
-failed events whose rest is over, and subjects that no webhook made (a user's first session token).
+failed events whose rest is over, and subjects that no webhook made (by a user's first session token, or a
+caller who began a deployment).
 """
 
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, LiteralString
+from uuid import UUID
 
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from backplane import db, inbox, inbox_upkeep, outbox
+from backplane import db, deployments, inbox, inbox_upkeep, outbox
 from backplane.config import settings
 from backplane.senders import SENDERS
 
@@ -62,7 +64,7 @@ def _report(census: inbox_upkeep.Census) -> None:
 
 
 def _arrivals(records: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Replays what waits for the users and organisations that the messages tell of."""
+    """Replays what waits for what the messages tell of."""
     failures = []
     for record in records:
         try:
@@ -82,11 +84,18 @@ def _subjects(message: Mapping[str, Any]) -> list[str]:
     data = message["detail"]["data"]
     match message["detail-type"]:
         case "user.created":
-            query, key, kind = "SELECT clerk_id FROM identity.users WHERE id = %s", "user_id", "clerk.user"
+            return _of_clerk(
+                "clerk.user", "SELECT clerk_id FROM identity.users WHERE id = %s", data["user_id"]
+            )
         case "organization.created":
             query = "SELECT clerk_id FROM tenancy.organizations WHERE id = %s"
-            key, kind = "organization_id", "clerk.organization"
+            return _of_clerk("clerk.organization", query, data["organization_id"])
+        case "deployment.started":
+            return db.run(lambda tx: deployments.subjects(tx, UUID(data["deployment_id"])))
         case other:
             raise KeyError(f"{other} makes nothing that events wait for")
-    row = db.run(lambda tx: tx.execute(query, [data[key]]).fetchone())
+
+
+def _of_clerk(kind: str, query: LiteralString, made: str) -> list[str]:
+    row = db.run(lambda tx: tx.execute(query, [made]).fetchone())
     return [] if row is None or row["clerk_id"] is None else [f"{kind}:{row['clerk_id']}"]

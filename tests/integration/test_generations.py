@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 import sweeper
-from tests import counters
+from tests import counters, kills
 from tests.callers import Customer, mint, moment, send, sign_up, token, trust_our_tokens
 from tests.counters import DAY, MONTH
 from tests.databases import Database
@@ -441,33 +441,6 @@ def test_a_hold_that_a_server_closed_by_itself_does_not_block_the_project(
 # ---- whatever dies ----
 
 
-def steps(database: Database, organization_id: UUID, work: Any) -> int:
-    """Runs `work(tx)` again and again, its session killed before the first statement, the second …, until it
-    gets through. Answers after how many.
-    """
-    for allowed in range(1, 100):
-        with database.connect("backplane_app") as connection:
-            left = iter(range(allowed))
-            execute = connection.execute
-
-            def dying(*args: Any, left: Any = left, execute: Any = execute, **kwargs: Any) -> Any:
-                if next(left, None) is None:
-                    raise psycopg.OperationalError("killed")
-                return execute(*args, **kwargs)
-
-            execute("BEGIN")
-            execute(f"SET LOCAL app.organization_id = '{organization_id}'".encode())
-            connection.execute = dying  # type: ignore[method-assign]
-            try:
-                work(connection)
-            except psycopg.OperationalError:
-                connection.close()
-                continue
-            execute("COMMIT")
-            return allowed
-    raise AssertionError("it must get through in the end")
-
-
 def snapshot(database: Database) -> Any:
     tables = ["projects.generations", "projects.messages", "projects.projects", "credits.accounts"]
     tables += ["credits.entries", "credits.holds", "platform.outbox"]
@@ -513,13 +486,13 @@ def test_a_session_killed_before_any_statement_leaves_nothing_half_done(database
 
 
 def steps_unchanged(database: Database, organization_id: UUID, work: Any, before: Any) -> int:
-    """As `steps`; nothing stands of the runs that were killed."""
+    """As kills.until_through; nothing stands of the runs that were killed."""
 
     def checked(tx: db.Tx) -> None:
         assert snapshot(database) == before
         work(tx)
 
-    return steps(database, organization_id, checked)
+    return kills.until_through(database, organization_id, checked)
 
 
 def test_killed_servers_and_racing_callers_leave_every_generation_whole(database: Database) -> None:

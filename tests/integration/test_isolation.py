@@ -65,6 +65,11 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "response": "of ada",
         "tokens_used": 1,
     },
+    ("POST", "/v1/projects/<project_id>/deployments"): {"type": "web", "platform": "web"},
+    ("POST", "/v1/deployments/<deployment_id>/builds"): {"builds": [{"external_id": "ada"}]},
+    ("POST", "/v1/deployments/<deployment_id>/cancel"): {},
+    ("POST", "/v1/deployments/<deployment_id>/complete"): {"error_log": "of ada"},
+    ("DELETE", "/v1/deployments/<deployment_id>"): {},
     ("POST", "/v1/projects/<project_id>/files"): {"files": [{"path": "a", "content": "of ada"}]},
     ("POST", "/v1/projects/<project_id>/files/bundles"): {"bytes": 1},
     ("POST", "/v1/projects/<project_id>/uploads"): {"name": "a", "content_type": "image/png", "bytes": 1},
@@ -152,6 +157,17 @@ def bob(app_db: Database, ada: Customer, stripe: FakeStripe) -> Customer:
         bob.organization_id,
         PROJECT_OF_BOB,
     )
+    rows(
+        app_db,
+        """
+        INSERT INTO deploys.deployments
+            (id, organization_id, project_id, type, platform, project_name, next_poll_at)
+        VALUES (%s, %s, %s, 'web', 'web', 'Project of bob', now())
+        """,
+        bob.organization_id,  # what a path names
+        bob.organization_id,
+        PROJECT_OF_BOB,
+    )
     return bob
 
 
@@ -180,7 +196,10 @@ def state(database: Database, customer: Customer) -> Any:
     project = rows(
         database, "SELECT * FROM projects.projects WHERE organization_id = %s", customer.organization_id
     )
-    return account, entries(database, customer.organization_id), project
+    deployment = rows(
+        database, "SELECT * FROM deploys.deployments WHERE organization_id = %s", customer.organization_id
+    )
+    return account, entries(database, customer.organization_id), project, deployment
 
 
 def traces_of(database: Database, customer: Customer) -> set[str]:
@@ -287,7 +306,7 @@ def test_the_applications_session_sees_its_organisations_rows_in_every_table(
                 AND a.attname = CASE c.oid::regclass::text WHEN 'tenancy.organizations' THEN 'id'
                                 ELSE 'organization_id' END
             WHERE c.relkind = 'r'
-              AND n.nspname IN ('tenancy', 'billing', 'credits', 'platform', 'projects')
+              AND n.nspname IN ('tenancy', 'billing', 'credits', 'platform', 'projects', 'deploys')
               AND has_table_privilege('backplane_app', c.oid, 'SELECT')
             """
         ).fetchall()

@@ -130,6 +130,10 @@ def test_statistics_are_those_of_the_projects(app_db: Database, ada: Customer, b
     assert empty == {
         "total": 0, "public": 0, "active": 0, "avg_messages": None, "last_activity": None,
         "created": 0, "changed": 0,
+        "deployments": {
+            "total": 0, "success_rate": None,
+            "by_status": {"pending": 0, "in_progress": 0, "successful": 0, "failed": 0, "aborted": 0},
+        },
     }  # fmt: skip
     subscribe(app_db, ada)
     talked, silent, deleted = create(ada), create(ada, is_public=True), create(ada, is_public=True)

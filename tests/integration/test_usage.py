@@ -3,7 +3,6 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
 from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from tests.counters import live_in
 from tests.databases import Database
 from tests.ledgers import new_account, rows
+from tests.query_plans import plan_of
 
 from backplane import db, usage
 from backplane.problems import NotFound
@@ -126,31 +126,6 @@ def test_a_refund_lowers_the_day_it_is_made_on_and_is_no_use(app_db: Database) -
 def test_an_unknown_organisation_has_no_usage(app_db: Database) -> None:
     with app_db.as_role("backplane_system"), pytest.raises(NotFound):
         read(UUID(int=0), 1)
-
-
-class Explained(Exception):  # noqa: N818  no error: what was asked for
-    def __init__(self, plan: str) -> None:
-        super().__init__(plan)
-        self.plan = plan
-
-
-class Explaining:
-    """A transaction that shows the plan of the first statement it is given, run to its end."""
-
-    def __init__(self, tx: db.Tx) -> None:
-        self.tx = tx
-
-    def execute(self, query: str, params: Any) -> Any:
-        lines = self.tx.execute(
-            f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {query}".encode(), params
-        ).fetchall()
-        raise Explained("\n".join(line["QUERY PLAN"] for line in lines))
-
-
-def plan_of(tx: db.Tx, ask: Callable[[Any], Any]) -> str:
-    with pytest.raises(Explained) as explained:
-        ask(Explaining(tx))
-    return explained.value.plan
 
 
 def vacuum(database: Database) -> None:

@@ -32,6 +32,7 @@ LOGINS = {
     "backup": "backplane_backup",
     "clerk_webhook": "backplane_system",
     "credits": "backplane_app",
+    "deployments": "backplane_app",
     "generations": "backplane_app",
     "file_landed": "backplane_system",  # S3 tells of every organisation's uploads
     "files": "backplane_app",

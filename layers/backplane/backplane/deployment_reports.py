@@ -43,7 +43,9 @@ class Report:
     """What somebody tells of one of a deployment's jobs, or of the whole where `external_id` is None."""
 
     status: Status
-    occurred_at: datetime  # on the teller's clock: the provider's, for callbacks and polls
+    occurred_at: datetime | None = (
+        None  # on the provider's clock, for callbacks and polls; None: now, on ours
+    )
     source: Source = "callback"
     kind: EventKind = "reported"
     actor: str = "system"
@@ -59,7 +61,7 @@ class Report:
     error: str | None = None
 
 
-def judge(now: Status, told_at: datetime | None, status: Status, occurred_at: datetime) -> Outcome:
+def judge(now: Status, told_at: datetime | None, status: Status, occurred_at: datetime | None) -> Outcome:
     """Whether a report moves what is in state `now`, of which the newest report was at `told_at`.
 
     Nothing moves an end, and everything else yields to one, whenever it happened: clocks differ, ends do
@@ -69,7 +71,7 @@ def judge(now: Status, told_at: datetime | None, status: Status, occurred_at: da
         return "terminal"
     if _RANK[status] < _RANK[now]:
         return "stale"
-    if status == now and told_at is not None and occurred_at <= told_at:
+    if status == now and told_at is not None and occurred_at is not None and occurred_at <= told_at:
         return "stale"
     return "applied"
 

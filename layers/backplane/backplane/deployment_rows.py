@@ -210,7 +210,7 @@ def record(
             (organization_id, deployment_id, kind, status, source, actor, external_id, detail, occurred_at)
         VALUES
             (%(organization_id)s, %(deployment_id)s, %(kind)s, %(status)s, %(source)s, %(actor)s,
-             %(external_id)s, %(detail)s, %(occurred_at)s)
+             %(external_id)s, %(detail)s, coalesce(%(occurred_at)s, clock_timestamp()))
         """,
         {
             "organization_id": deployment.organization_id,

@@ -14,7 +14,18 @@ from backplane import db, deployment_rows, inbox, limits, outbox, project_status
 from backplane.deployment_reports import TERMINAL, Outcome, Provider, Report, Status, Urls, judge
 from backplane.deployment_rows import LIMIT, Deployment
 
-__all__ = ["Outcome", "Provider", "Report", "Status", "Urls", "advance", "find", "subject"]
+__all__ = [
+    "Outcome",
+    "Provider",
+    "Report",
+    "Status",
+    "Urls",
+    "advance",
+    "announce",
+    "find",
+    "subject",
+    "subjects",
+]
 
 GIVEN_BACK: Final = frozenset({"failed", "aborted"})  # ends that count against no limit
 
@@ -22,6 +33,15 @@ GIVEN_BACK: Final = frozenset({"failed", "aborted"})  # ends that count against 
 def subject(organization_id: UUID, external_id: str) -> str:
     """The name under which callbacks wait in the inbox for the deployment that a job belongs to."""
     return f"deployment.job:{organization_id}:{external_id}"
+
+
+def subjects(tx: db.Tx, deployment_id: UUID) -> list[str]:
+    """All names under which callbacks may wait for a deployment."""
+    rows = tx.execute(
+        "SELECT organization_id, external_id FROM deploys.provider_jobs WHERE deployment_id = %s",
+        [deployment_id],
+    ).fetchall()
+    return [subject(row["organization_id"], row["external_id"]) for row in rows]
 
 
 def find(tx: db.Tx, organization_id: UUID, provider: Provider, external_id: str) -> UUID | None:
