@@ -6,7 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 from backplane import db, identity, inbox
-from backplane.plans import BY_PRICES, PricedPlan
+from backplane.plans import PricedPlan
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
@@ -67,10 +67,10 @@ def lock_with_plan(
     return customer, None if row["id"] is None else PricedPlan(**row)
 
 
-_LOCK = f"""
+_LOCK = """
     SELECT customer.organization_id, customer.deleted, plan.*
     FROM billing.lock_customer(%(provider)s, %(customer_id)s, %(subject)s) AS customer
-    LEFT JOIN ({BY_PRICES}) AS plan ON true
+    LEFT JOIN billing.plan_of_prices(%(price_ids)s) AS plan ON true
 """
 
 

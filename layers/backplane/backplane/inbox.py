@@ -12,12 +12,13 @@ function of (tx, event) that answers what became of it, or raises:
 import logging
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from backplane import db
 from backplane.problems import InvalidPayload, Unavailable
@@ -78,11 +79,15 @@ class Sender:
 
     `fetch` asks the sender what an event is about before its transaction begins. Parked events that an
     arrival replays do without: they are in a transaction already.
+
+    `at_once` applies and records an event by one statement that commits by itself, and answers what became
+    of it; or None, having changed nothing, where it takes its effect. For kinds that come by the thousand.
     """
 
     parse: Callable[[str, bytes], Event]
     effects: Mapping[str, Effect]
     fetch: Callable[[Event], Fetched | None] = lambda _: None
+    at_once: Mapping[str, Callable[[Event], Status | None]] = field(default_factory=dict)
 
 
 Senders = Mapping[Provider, Sender]
@@ -149,13 +154,17 @@ def unapplied_at(event: Event) -> datetime | None:
 
 
 def _receive(event: Event, senders: Senders, anew: bool) -> Status:
-    """Most events apply: the first try has no savepoint to return to, which costs two round trips. What
-    cannot be applied is undone whole, and tried again with one.
+    """Most events apply, many at once: the first try has no savepoint to return to, which costs two round
+    trips. What cannot be applied is undone whole, and tried again with one.
     """
-    effect = senders[event.provider].effects.get(event.type)
+    sender = senders[event.provider]
+    effect = sender.effects.get(event.type)
     if event.defect is not None or effect is None:
         return db.run(lambda tx: _apply(tx, event, senders, anew=anew))
+    at_once = sender.at_once.get(event.type)
     try:
+        if at_once is not None and not anew and (status := at_once(event)) is not None:
+            return status
         return db.run(lambda tx: _conclude(tx, event, effect(tx, event), senders, anew))
     except (Park, Quarantine):
         return db.run(lambda tx: _apply(tx, event, senders, anew=anew))
@@ -277,77 +286,46 @@ def _record(
     """Writes what became of an event. Raises _Settled where that stands already: the row is what makes
     an event apply once, so the caller's transaction must not commit then.
     """
-    row = tx.execute(
+    told = row(event) | {
+        "status": status,
+        "reason": reason,
+        "waiting_for": waiting_for,
+        "organization_id": None if organization_id is None else str(organization_id),
+        "error": error,
+    }
+    recorded = tx.execute(
         _RECORD,
         {
-            "provider": event.provider,
-            "id": event.id,
-            "type": event.type,
+            "event": Jsonb(told),
             "body": event.body,
-            "person": event.person,
-            "occurred_at": event.occurred_at,
-            "status": status,
-            "reason": reason,
-            "waiting_for": waiting_for,
-            "organization_id": organization_id,
-            "error": error,
-            "waits": status in {"parked", "failed"},
             "anew": anew,
             "changeable": list(REPLAYABLE if anew else OPEN),
             "most": MAX_ATTEMPTS,
         },
     ).fetchone()
-    if row is None:
+    if recorded is None or recorded["status"] is None:
         raise _Settled
-    recorded: Status = row["status"]
-    return recorded
+    became: Status = recorded["status"]
+    return became
 
 
-def _rest(attempts: str) -> str:
-    """How long an event rests after its n-th attempt: a minute, doubled each time, six hours at most,
-    less up to a half by chance, so that what failed together does not come back together.
-    """
-    return f"""
-        least(interval '6 hours', interval '1 minute' * 2 ^ least({attempts} - 1, 20)) * (1 - random() / 2)
-    """
-
-
-_ATTEMPTS = "CASE WHEN %(anew)s THEN 1 ELSE inbox.attempts + 1 END"
-_DEAD = f"EXCLUDED.status = 'failed' AND {_ATTEMPTS} >= %(most)s"
-# What is settled about a person who was erased, or about his own organisation, is kept without its body.
-_ERASED = """
-    NOT %(waits)s AND (
-        EXISTS (SELECT 1 FROM identity.users WHERE clerk_id = %(person)s AND deleted_at IS NOT NULL)
-        OR EXISTS (
-            SELECT 1
-            FROM tenancy.organizations
-            WHERE id = %(organization_id)s AND personal_user_id IS NOT NULL AND deleted_at IS NOT NULL
-        )
-    )
+_RECORD = """
+    SELECT platform.record_event(
+        jsonb_populate_record(NULL::platform.webhook_inbox, %(event)s), %(body)s, %(anew)s,
+        %(changeable)s::platform.inbox_status[], %(most)s
+    ) AS status
 """
-_RECORD = f"""
-    INSERT INTO platform.webhook_inbox AS inbox
-        (provider, event_id, event_type, body, person, status, reason, waiting_for, organization_id, error,
-         occurred_at, received_at, processed_at, next_attempt_at)
-    VALUES
-        (%(provider)s, %(id)s, %(type)s, CASE WHEN NOT ({_ERASED}) THEN %(body)s::bytea END, %(person)s,
-         %(status)s, %(reason)s, %(waiting_for)s, %(organization_id)s, %(error)s, %(occurred_at)s, now(),
-         CASE WHEN NOT %(waits)s THEN clock_timestamp() END,
-         CASE WHEN %(waits)s THEN clock_timestamp() + {_rest("1")} END)
-    ON CONFLICT (provider, event_id) DO UPDATE
-    SET status = CASE WHEN {_DEAD} THEN 'dead' ELSE EXCLUDED.status END,
-        body = CASE WHEN EXCLUDED.body IS NOT NULL THEN inbox.body END,
-        reason = EXCLUDED.reason,
-        waiting_for = EXCLUDED.waiting_for,
-        organization_id = coalesce(EXCLUDED.organization_id, inbox.organization_id),
-        error = EXCLUDED.error,
-        attempts = {_ATTEMPTS},
-        processed_at = CASE WHEN {_DEAD} THEN clock_timestamp() ELSE EXCLUDED.processed_at END,
-        next_attempt_at = CASE WHEN %(waits)s AND NOT ({_DEAD})
-                               THEN clock_timestamp() + {_rest(_ATTEMPTS)} END
-    WHERE inbox.status = ANY (%(changeable)s::platform.inbox_status[])
-    RETURNING status
-"""
+
+
+def row(event: Event) -> dict[str, Any]:
+    """What the inbox keeps of an event besides its body, as JSON has it."""
+    return {
+        "provider": event.provider,
+        "event_id": event.id,
+        "event_type": event.type,
+        "person": event.person,
+        "occurred_at": event.occurred_at.isoformat(),
+    }
 
 
 def _record_failure(event: Event, error: BaseException, anew: bool = False) -> None:

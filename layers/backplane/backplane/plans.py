@@ -1,7 +1,7 @@
 """Plans: what is for sale, and what a plan gives. What is used of it is limits.py's."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -101,18 +101,8 @@ def catalog(tx: db.Tx) -> Catalog:
 
 def find_by_prices(tx: db.Tx, price_ids: list[str]) -> PricedPlan | None:
     """The highest plan among the prices of a subscription's items, or None where none is a plan's."""
-    row = tx.execute(BY_PRICES, {"price_ids": price_ids}).fetchone()
+    row = tx.execute("SELECT * FROM billing.plan_of_prices(%s)", [price_ids]).fetchone()
     return None if row is None else PricedPlan(**row)
-
-
-BY_PRICES: Final = """
-    SELECT p.id, p.key, p.tier, p.credits, p.trial_credits, pp."interval", pp.price_id
-    FROM billing.plan_prices AS pp
-    JOIN billing.plans AS p ON p.id = pp.plan_id
-    WHERE pp.price_id = ANY(%(price_ids)s::text[])
-    ORDER BY p.tier DESC, p.credits DESC, pp.price_id
-    LIMIT 1
-"""
 
 
 def find_by_clerk(tx: db.Tx, clerk_plan_id: str | None, slug: str | None) -> BilledPlan | None:

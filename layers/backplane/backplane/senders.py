@@ -9,5 +9,7 @@ from backplane.inbox import Sender, Senders
 
 SENDERS: Senders = {
     "clerk": Sender(clerk_effects.parse, clerk_effects.EFFECTS),
-    "stripe": Sender(stripe_events.parse, stripe_effects.EFFECTS, stripe_refetch.fetch),
+    "stripe": Sender(
+        stripe_events.parse, stripe_effects.EFFECTS, stripe_refetch.fetch, stripe_effects.AT_ONCE
+    ),
 }

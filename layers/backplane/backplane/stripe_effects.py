@@ -1,6 +1,6 @@
 """What Stripe's events do, in the order of a customer's life: which effect is whose."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from backplane import inbox, stripe_customers, stripe_events
 from backplane.db import Tx
@@ -16,7 +16,11 @@ from backplane.stripe_invoices import (
     payment_failed,
 )
 from backplane.stripe_refunds import charge_refunded, refund_changed
-from backplane.stripe_subscriptions import subscription_changed, trial_will_end
+from backplane.stripe_subscriptions import (
+    subscription_changed,
+    subscription_changed_at_once,
+    trial_will_end,
+)
 
 
 def _ours(effect: inbox.Effect) -> inbox.Effect:
@@ -68,3 +72,7 @@ _EFFECTS: Mapping[str, inbox.Effect] = {
 }
 
 EFFECTS: Mapping[str, inbox.Effect] = {kind: _ours(effect) for kind, effect in _EFFECTS.items()}
+
+AT_ONCE: Mapping[str, Callable[[Event], inbox.Status | None]] = {
+    kind: subscription_changed_at_once for kind, effect in _EFFECTS.items() if effect is subscription_changed
+}

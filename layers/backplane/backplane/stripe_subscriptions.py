@@ -1,11 +1,21 @@
 """Subscriptions: the state that Stripe tells, if it is newer than what stands."""
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from backplane import invoice_credits, ledger, outbox, plans, stripe_customers, stripe_events, subscriptions
+from backplane import (
+    customers,
+    invoice_credits,
+    ledger,
+    outbox,
+    plans,
+    stripe_customers,
+    stripe_events,
+    subscriptions,
+)
 from backplane.db import Tx
-from backplane.inbox import Event, Outcome
+from backplane.inbox import Event, Outcome, Status
 from backplane.stripe_objects import Subscription
 
 _KIND_RANK = {"customer.subscription.created": 0, "customer.subscription.deleted": 2}
@@ -22,64 +32,100 @@ def subscription_changed(tx: Tx, event: Event) -> Outcome:
         gone, organization_id, arrived = late, late.organization_id, late.arrived
         plan = plans.find_by_prices(tx, subscription.price_ids)
         subscription = late.ended(subscription)
-    deleted = event.type == "customer.subscription.deleted"
-    ended = deleted or subscription.status == "canceled"
-    status: subscriptions.Status = "canceled" if ended else subscription.status
-    plan_id = plan.id if plan is not None else _plan_kept(tx, subscription, ended=ended)
+    over = _over(event, subscription)
+    plan_id = plan.id if plan is not None else _plan_kept(tx, subscription, ended=over)
     told_plan = plan if event.fetched is None else plans.find_by_prices(tx, told.price_ids)
     applied = subscriptions.save(
         tx,
-        _state(subscription, organization_id, plan_id, plan, status),
-        as_of=subscriptions.as_of(
-            ended=deleted or state.status == "canceled",
-            occurred_at=event.occurred_at,
-            kind_rank=_KIND_RANK.get(event.type, 1),
-            status="canceled" if deleted else state.status,
-            event_id=event.id,
+        subscriptions.Subscription(
+            organization_id=organization_id,
+            plan_id=plan_id,
+            price_id=plan.price_id if plan is not None else next(iter(subscription.price_ids), None),
+            **_told(event, subscription),
         ),
-        fetched_at=None if event.fetched is None else event.fetched.began_at,
-        told=subscriptions.HistoryEvent(
-            provider_event_id=event.id,
-            event_type=event.type,
-            plan_key=told_plan.key if told_plan is not None else None,
-            status="canceled" if deleted else told.status,
-            occurred_at=event.occurred_at,
-            metadata=_history(subscription),
-        ),
+        as_of=_as_of(event, state),
+        fetched_at=_fetched_at(event),
+        told=_history(event, told, None if told_plan is None else told_plan.key, subscription),
     )
-    if applied and ended:
+    if applied and over:
         ledger.end_subscription(tx, organization_id, "stripe", subscription.id, actor="stripe")
     if gone is not None:
         return Outcome("stale", str(gone), organization_id, arrived)
     if not applied:
-        return Outcome("stale", "a newer state of the subscription stands", organization_id, arrived)
+        return Outcome("stale", subscriptions.STALE, organization_id, arrived)
     return Outcome("processed", None, organization_id, arrived)
 
 
-def _state(
-    subscription: Subscription,
-    organization_id: UUID,
-    plan_id: UUID,
-    plan: plans.PricedPlan | None,
-    status: subscriptions.Status,
-) -> subscriptions.Subscription:
-    """What is stored of it. The price is the plan's, or the first where none is a plan's."""
-    period_start, period_end = subscription.period
-    return subscriptions.Subscription(
-        organization_id=organization_id,
-        provider="stripe",
-        provider_subscription_id=subscription.id,
-        provider_customer_id=subscription.customer,
-        plan_id=plan_id,
-        price_id=plan.price_id if plan is not None else next(iter(subscription.price_ids), None),
-        status=status,
-        current_period_start=period_start,
-        current_period_end=period_end,
-        cancel_at_period_end=subscription.cancel_at_period_end,
-        cancel_at=subscription.cancel_at,
-        canceled_at=subscription.canceled_at,
-        ended_at=subscription.ended_at,
-        trial_end=subscription.trial_end,
+def subscription_changed_at_once(event: Event) -> Status | None:
+    """The same by one statement, as most events can be: of a subscription that goes on, and names nobody."""
+    if stripe_events.foreign(event) is not None:
+        return None
+    told = stripe_events.read(Subscription, event)
+    state = stripe_events.current(Subscription, event)
+    named = state.metadata.get("organization_id") is not None
+    if named or _over(event, state) or told.price_ids != state.price_ids:
+        return None
+    return subscriptions.save_at_once(
+        event,
+        subscriptions.Told(**_told(event, state)),
+        state.price_ids,
+        subject=customers.subject("stripe", state.customer),
+        as_of=_as_of(event, state),
+        fetched_at=_fetched_at(event),
+        told=_history(event, told, None, state),
+    )
+
+
+def _over(event: Event, state: Subscription) -> bool:
+    return event.type == "customer.subscription.deleted" or state.status == "canceled"
+
+
+def _told(event: Event, state: Subscription) -> dict[str, Any]:
+    """The fields of subscriptions.Told."""
+    period_start, period_end = state.period
+    return {
+        "provider": "stripe",
+        "provider_subscription_id": state.id,
+        "provider_customer_id": state.customer,
+        "status": "canceled" if _over(event, state) else state.status,
+        "current_period_start": period_start,
+        "current_period_end": period_end,
+        "cancel_at_period_end": state.cancel_at_period_end,
+        "cancel_at": state.cancel_at,
+        "canceled_at": state.canceled_at,
+        "ended_at": state.ended_at,
+        "trial_end": state.trial_end,
+    }
+
+
+def _as_of(event: Event, state: Subscription) -> str:
+    deleted = event.type == "customer.subscription.deleted"
+    return subscriptions.as_of(
+        ended=_over(event, state),
+        occurred_at=event.occurred_at,
+        kind_rank=_KIND_RANK.get(event.type, 1),
+        status="canceled" if deleted else state.status,
+        event_id=event.id,
+    )
+
+
+def _fetched_at(event: Event) -> datetime | None:
+    return None if event.fetched is None else event.fetched.began_at
+
+
+def _history(
+    event: Event, told: Subscription, plan_key: str | None, state: Subscription
+) -> subscriptions.HistoryEvent:
+    """What the event told, and what the status does not say: collection is paused, and it goes on."""
+    deleted = event.type == "customer.subscription.deleted"
+    paused = state.pause_collection
+    return subscriptions.HistoryEvent(
+        provider_event_id=event.id,
+        event_type=event.type,
+        plan_key=plan_key,
+        status="canceled" if deleted else told.status,
+        occurred_at=event.occurred_at,
+        metadata={} if paused is None else {"pause_collection": str(paused.get("behavior"))[:50]},
     )
 
 
@@ -102,12 +148,6 @@ def trial_will_end(tx: Tx, event: Event) -> Outcome:
         },
     )
     return Outcome("processed", None, organization_id, arrived)
-
-
-def _history(subscription: Subscription) -> dict[str, Any]:
-    """What the status does not say: collection is paused, and the subscription goes on."""
-    paused = subscription.pause_collection
-    return {} if paused is None else {"pause_collection": str(paused.get("behavior"))[:50]}
 
 
 def _plan_kept(tx: Tx, subscription: Subscription, *, ended: bool) -> UUID:

@@ -9,7 +9,7 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel
 
-from backplane import db, outbox
+from backplane import db, inbox, outbox
 from backplane.plans import Tier
 
 Status = Literal[
@@ -24,20 +24,19 @@ STATUS_RANK: dict[str, int] = {
     )
 }
 
+STALE = "a newer state of the subscription stands"
+
 # Statuses under which a subscription gives nothing: the tier is free.
 NOT_ENTITLED = ("incomplete", "incomplete_expired", "unpaid", "canceled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subscription:
+class Told:
     """The state a sender's event tells."""
 
-    organization_id: UUID
     provider: Literal["stripe", "clerk"]
     provider_subscription_id: str
     provider_customer_id: str | None
-    plan_id: UUID
-    price_id: str | None
     status: Status
     current_period_start: datetime | None = None
     current_period_end: datetime | None = None
@@ -46,6 +45,15 @@ class Subscription:
     canceled_at: datetime | None = None
     ended_at: datetime | None = None
     trial_end: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subscription(Told):
+    """What is stored of it: the state, whose it is and which plan."""
+
+    organization_id: UUID
+    plan_id: UUID
+    price_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,84 +139,83 @@ def save(
     (docs/decisions/refetch.md). An end is newer than whatever is not one, however it was learnt.
     The caller holds the lock under which this subscription's events apply one after the other.
     """
-    payload = {
+    row = tx.execute(
+        _SAVE,
+        {
+            "state": Jsonb(_json(state) | _newness(as_of, fetched_at)),
+            "payload": Jsonb(_payload(state)),
+            "told": None if told is None else Jsonb(_json(told)),
+        },
+    ).fetchone()
+    if row is None:
+        raise RuntimeError("a function answers one row")
+    if row["applied"]:
+        outbox.written()
+    return bool(row["applied"])
+
+
+_SAVE = """
+    SELECT billing.save_subscription(
+        jsonb_populate_record(NULL::billing.subscriptions, %(state)s), %(payload)s,
+        jsonb_populate_record(NULL::billing.subscription_events, %(told)s)
+    ) AS applied
+"""
+
+
+def save_at_once(
+    event: inbox.Event,
+    state: Told,
+    price_ids: list[str],
+    *,
+    subject: str,
+    as_of: str,
+    fetched_at: datetime | None,
+    told: HistoryEvent,
+) -> inbox.Status | None:
+    """`save` and the record of the event, in one statement that commits by itself, for a customer who is
+    linked and a price that we know. None, having changed nothing, where that is not so.
+
+    `subject` names the customer's lock, which is taken. `told` is of the same prices: its plan is found here.
+    """
+    row = db.call(
+        _SAVE_AT_ONCE,
+        {
+            "state": Jsonb(_json(state) | _newness(as_of, fetched_at)),
+            "price_ids": price_ids,
+            "payload": Jsonb(_payload(state)),
+            "told": Jsonb(_json(told)),
+            "event": Jsonb(inbox.row(event) | {"reason": STALE}),
+            "body": event.body,
+            "subject": subject,
+        },
+    )
+    status: inbox.Status | None = None if row is None else row["status"]
+    if status == "processed":
+        outbox.written()
+    return status
+
+
+_SAVE_AT_ONCE = """
+    SELECT billing.tell_subscription(
+        jsonb_populate_record(NULL::billing.subscriptions, %(state)s), %(price_ids)s, %(payload)s,
+        jsonb_populate_record(NULL::billing.subscription_events, %(told)s),
+        jsonb_populate_record(NULL::platform.webhook_inbox, %(event)s), %(body)s, %(subject)s
+    ) AS status
+"""
+
+
+def _newness(as_of: str, fetched_at: datetime | None) -> dict[str, str | None]:
+    return {"as_of": as_of, "fetched_at": _text(fetched_at)}
+
+
+def _payload(state: Told) -> dict[str, Any]:
+    return {
         "provider": state.provider,
         "provider_subscription_id": state.provider_subscription_id,
-        "plan_id": str(state.plan_id),
         "status": state.status,
         "current_period_end": _text(state.current_period_end),
         "cancels_at_period_end": cancels_at_period_end(state.cancel_at_period_end, state.cancel_at),
     }
-    applied = tx.execute(
-        _SAVE if told is None else _SAVE_AND_RECORD,
-        _columns(state)
-        | {"as_of": as_of, "fetched_at": fetched_at, "payload": Jsonb(payload)}
-        | ({} if told is None else {f"told_{name}": value for name, value in _columns(told).items()})
-        | ({} if told is None else {"told_metadata": Jsonb(dict(told.metadata))}),
-    ).fetchone()
-    if applied is None:
-        raise RuntimeError("an aggregate answers one row")
-    if applied["applied"]:
-        outbox.written()
-    return bool(applied["applied"])
-
-
-# One statement, because each round trip costs as much as what it does.
-_SAVED = """
-    WITH saved AS (
-        INSERT INTO billing.subscriptions AS s
-            (organization_id, provider, provider_subscription_id, provider_customer_id, plan_id, price_id,
-             status, current_period_start, current_period_end, cancel_at_period_end, cancel_at, canceled_at,
-             ended_at, trial_end, as_of, fetched_at)
-        VALUES
-            (%(organization_id)s, %(provider)s, %(provider_subscription_id)s, %(provider_customer_id)s,
-             %(plan_id)s, %(price_id)s, %(status)s, %(current_period_start)s, %(current_period_end)s,
-             %(cancel_at_period_end)s, %(cancel_at)s, %(canceled_at)s, %(ended_at)s, %(trial_end)s, %(as_of)s,
-             %(fetched_at)s)
-        ON CONFLICT (provider, provider_subscription_id) DO UPDATE
-        SET provider_customer_id = EXCLUDED.provider_customer_id,
-            plan_id = EXCLUDED.plan_id,
-            price_id = EXCLUDED.price_id,
-            status = EXCLUDED.status,
-            current_period_start = EXCLUDED.current_period_start,
-            current_period_end = EXCLUDED.current_period_end,
-            cancel_at_period_end = EXCLUDED.cancel_at_period_end,
-            cancel_at = EXCLUDED.cancel_at,
-            canceled_at = EXCLUDED.canceled_at,
-            ended_at = EXCLUDED.ended_at,
-            trial_end = EXCLUDED.trial_end,
-            as_of = greatest(s.as_of, EXCLUDED.as_of),
-            fetched_at = EXCLUDED.fetched_at
-        WHERE CASE
-                  WHEN left(s.as_of, 1) = left(EXCLUDED.as_of, 1) AND s.fetched_at IS NOT NULL
-                       AND EXCLUDED.fetched_at IS NOT NULL
-                  THEN s.fetched_at < EXCLUDED.fetched_at
-                  ELSE s.as_of < EXCLUDED.as_of
-              END
-        RETURNING id
-    ), announced AS (
-        INSERT INTO platform.outbox (organization_id, type, payload)
-        SELECT %(organization_id)s, 'subscription.changed',
-               %(payload)s || jsonb_build_object('subscription_id', id)
-        FROM saved
-    )
-"""
-_SAVE = f"{_SAVED} SELECT count(*) = 1 AS applied FROM saved"
-_SAVE_AND_RECORD = f"""
-    {_SAVED}, recorded AS (
-        INSERT INTO billing.subscription_events
-            (organization_id, subscription_id, provider, provider_event_id, event_type, plan_key, status,
-             occurred_at, metadata)
-        SELECT %(organization_id)s, coalesce((SELECT id FROM saved), (
-                   SELECT id
-                   FROM billing.subscriptions
-                   WHERE provider = %(provider)s AND provider_subscription_id = %(provider_subscription_id)s
-               )), %(provider)s, %(told_provider_event_id)s, %(told_event_type)s, %(told_plan_key)s,
-               %(told_status)s, %(told_occurred_at)s, %(told_metadata)s
-        ON CONFLICT (provider, provider_event_id) DO NOTHING
-    )
-    SELECT count(*) = 1 AS applied FROM saved
-"""
 
 
 def cancel_all(tx: db.Tx, organization_id: UUID, provider: str) -> None:
@@ -339,9 +346,19 @@ def cancels_at_period_end(flag: bool, cancel_at: datetime | None) -> bool:
     return flag or cancel_at is not None
 
 
-def _columns(row: Subscription | HistoryEvent) -> dict[str, Any]:
-    """By name, as they are: `asdict` would copy each value, at a twentieth of an event's whole cost."""
-    return {column.name: getattr(row, column.name) for column in fields(row)}
+def _json(row: Told | HistoryEvent) -> dict[str, Any]:
+    """Its columns by name, as JSON has them. (`asdict` would copy each value, which costs more than this.)"""
+    return {column.name: _plain(getattr(row, column.name)) for column in fields(row)}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case datetime():
+            return value.isoformat()
+        case UUID():
+            return str(value)
+        case _:
+            return value
 
 
 def _text(moment: datetime | None) -> str | None:
