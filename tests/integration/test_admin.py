@@ -212,7 +212,7 @@ def ignored(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parked(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as early:
-        early.setattr(inbox, "_replay_parked", lambda *_: None)
+        early.setattr(inbox, "_replay_parked", lambda *_: [])
         assert pay("evt_1", user="user_2").body["status"] == "parked"
         post_clerk(clerk_user("user_2", email="two@example.com"))
 
@@ -253,7 +253,7 @@ def test_two_replays_at_once_have_one_effect(
 
     def first() -> None:
         with system_db.connect("backplane_system") as connection, connection.transaction():
-            statuses.append(inbox._apply(connection, event, SENDERS, anew=True))
+            statuses.append(inbox._apply(connection, event, SENDERS, anew=True, unfetched=[]))
             applied.set()
             second_is_there.wait(60)
 

@@ -214,7 +214,8 @@ def test_the_subject_an_event_is_parked_for_cannot_arrive_before_the_event_is_st
 ) -> None:
     """Else it would arrive unseen by the event, find nothing parked, and leave it waiting."""
     with db.transaction() as tx, system_db.connect() as other:
-        assert inbox._apply(tx, event(kind="thing.waited"), senders(waited=waits("thing"))) == "parked"
+        waiting = senders(waited=waits("thing"))
+        assert inbox._apply(tx, event(kind="thing.waited"), waiting, unfetched=[]) == "parked"
         free = other.execute(
             "SELECT pg_try_advisory_xact_lock(hashtextextended('thing', 0)) AS free"
         ).fetchone()

@@ -123,6 +123,36 @@ def test_a_pack_whose_items_could_not_be_had_waits_and_is_granted_by_the_worker(
     assert available(system_db, ada) == SIGN_UP + 500
 
 
+def test_a_pack_that_waited_for_its_user_is_fetched_for_when_he_comes(
+    system_db: Database, stripe: FakeStripe
+) -> None:
+    early = Customer(2)
+    bought = early.pack(metadata={}, client_reference_id=early.user)
+    session = bought["data"]["object"]
+    stripe.sessions[session["id"]] = session
+    stripe.line_items[session["id"]] = [{"id": "li_1", "price": {"id": "price_pack_500"}, "quantity": 1}]
+    assert status(bought) == "parked"
+    post_clerk(early.sign_up())
+    assert available(system_db, early) == SIGN_UP + 500
+    assert status(bought) == "duplicate"
+
+
+def test_a_fetch_that_fails_after_an_arrival_leaves_the_arrival_and_the_event(
+    system_db: Database, stripe: FakeStripe
+) -> None:
+    early = Customer(3)
+    bought = early.pack(metadata={}, client_reference_id=early.user)
+    session = bought["data"]["object"]
+    stripe.sessions[session["id"]] = session
+    stripe.line_items[session["id"]] = [{"id": "li_1", "price": {"id": "price_pack_500"}, "quantity": 1}]
+    assert status(bought) == "parked"
+    stripe.trouble.append("error")
+    assert post_clerk(early.sign_up()).status == 200
+    assert available(system_db, early) == SIGN_UP
+    assert status(bought) == "processed"
+    assert available(system_db, early) == SIGN_UP + 500
+
+
 # ---- which state is the newer ----
 
 

@@ -78,7 +78,7 @@ class Sender:
     """How a provider's recorded events are read back and applied. `parse(id, body)`.
 
     `fetch` asks the sender what an event is about before its transaction begins. Parked events that an
-    arrival replays do without: they are in a transaction already.
+    arrival replays do without, as they are in a transaction already: for what is parked still it comes after.
 
     `at_once` applies and records an event by one statement that commits by itself, and answers what became
     of it; or None, having changed nothing, where it takes its effect. For kinds that come by the thousand.
@@ -121,10 +121,11 @@ def receive(event: Event, senders: Senders, *, anew: bool = False) -> Status:
     Raises Unavailable where the database is not there (nothing is recorded then), and whatever
     the effect raised, after recording it: the sender must hear a 5xx to try again.
     """
+    unfetched: list[Event] = []
     try:
         if event.defect is None:
             event = replace(event, fetched=senders[event.provider].fetch(event))
-        return _receive(event, senders, anew)
+        status = _receive(event, senders, anew, unfetched)
     except Unavailable:
         raise
     except _Settled:
@@ -135,6 +136,22 @@ def receive(event: Event, senders: Senders, *, anew: bool = False) -> Status:
         except _Settled:
             return "duplicate"  # applied by another delivery, whose effect was in this one's way
         raise
+    _fetch_and_apply(unfetched, senders)
+    return status
+
+
+def _fetch_and_apply(events: list[Event], senders: Senders) -> None:
+    """What an arrival replayed in its transaction, where nothing is fetched, and what is parked still: now
+    its sender is asked. Whatever fails is the worker's to try again: the arrival itself stands.
+    """
+    for event in events:
+        try:
+            if (fetched := senders[event.provider].fetch(event)) is not None:
+                _receive(replace(event, fetched=fetched), senders, anew=False, unfetched=[])
+        except _Settled:
+            continue
+        except Exception:  # the edge of an effect
+            logger.exception("replaying %s %s failed", event.provider, event.id)
 
 
 def unapplied_at(event: Event) -> datetime | None:
@@ -153,24 +170,27 @@ def unapplied_at(event: Event) -> datetime | None:
     return None if row is None or row["applied"] else row["now"]
 
 
-def _receive(event: Event, senders: Senders, anew: bool) -> Status:
+def _receive(event: Event, senders: Senders, anew: bool, unfetched: list[Event]) -> Status:
     """Most events apply, many at once: the first try has no savepoint to return to, which costs two round
-    trips. What cannot be applied is undone whole, and tried again with one.
+    trips. What cannot be applied is undone whole, and tried again with one. `unfetched` gets what it
+    replayed in vain.
     """
     sender = senders[event.provider]
     effect = sender.effects.get(event.type)
     if event.defect is not None or effect is None:
-        return db.run(lambda tx: _apply(tx, event, senders, anew=anew))
+        return db.run(lambda tx: _apply(tx, event, senders, anew=anew, unfetched=unfetched))
     at_once = sender.at_once.get(event.type)
     try:
         if at_once is not None and not anew and (status := at_once(event)) is not None:
             return status
-        return db.run(lambda tx: _conclude(tx, event, effect(tx, event), senders, anew))
+        return db.run(lambda tx: _conclude(tx, event, effect(tx, event), senders, anew=anew, unfetched=unfetched))
     except (Park, Quarantine):
-        return db.run(lambda tx: _apply(tx, event, senders, anew=anew))
+        return db.run(lambda tx: _apply(tx, event, senders, anew=anew, unfetched=unfetched))
 
 
-def _apply(tx: db.Tx, event: Event, senders: Senders, *, anew: bool = False) -> Status:
+def _apply(
+    tx: db.Tx, event: Event, senders: Senders, *, anew: bool = False, unfetched: list[Event]
+) -> Status:
     """Applies one event, or undoes its effect, and records what became of it. Raises _Settled."""
     if event.defect is not None:
         return _record(tx, event, "quarantined", reason=event.defect, anew=anew)
@@ -190,10 +210,12 @@ def _apply(tx: db.Tx, event: Event, senders: Senders, *, anew: bool = False) -> 
             organization_id=quarantine.organization_id,
             anew=anew,
         )
-    return _conclude(tx, event, outcome, senders, anew)
+    return _conclude(tx, event, outcome, senders, anew=anew, unfetched=unfetched)
 
 
-def _conclude(tx: db.Tx, event: Event, outcome: Outcome, senders: Senders, anew: bool) -> Status:
+def _conclude(
+    tx: db.Tx, event: Event, outcome: Outcome, senders: Senders, *, anew: bool, unfetched: list[Event]
+) -> Status:
     status = _record(
         tx,
         event,
@@ -204,7 +226,7 @@ def _conclude(tx: db.Tx, event: Event, outcome: Outcome, senders: Senders, anew:
         anew=anew,
     )
     for subject in outcome.arrived:
-        _replay_parked(tx, subject, senders)
+        unfetched += _replay_parked(tx, subject, senders)
     return status
 
 
@@ -227,8 +249,9 @@ def _attempt(tx: db.Tx, event: Event, effect: Effect) -> Outcome:
             locked.add(park.waiting_for)
 
 
-def _replay_parked(tx: db.Tx, subject: str, senders: Senders) -> None:
-    """Replays the events parked for a subject, oldest first, in the transaction that made it.
+def _replay_parked(tx: db.Tx, subject: str, senders: Senders) -> list[Event]:
+    """Replays the events parked for a subject, oldest first, in the transaction that made it. Answers those
+    that are parked still.
 
     The effect holds the subject's lock. A replay that fails must not undo the arrival: the event
     stays parked for the worker.
@@ -243,16 +266,20 @@ def _replay_parked(tx: db.Tx, subject: str, senders: Senders) -> None:
         """,
         {"subject": subject},
     ).fetchall()
+    parked: list[Event] = []
     for row in rows:
+        event = read_back(row, senders)
         try:
             with tx.transaction():
-                _apply(tx, read_back(row, senders), senders)
+                if _apply(tx, event, senders, unfetched=parked) == "parked":
+                    parked.append(event)
         except _Settled:
             continue  # by an arrival further down
         except psycopg.OperationalError:
             raise  # the connection, a deadlock, a timeout: the whole is tried again
         except Exception:  # the edge of an effect: the row stays parked, the worker retries and records it
             logger.exception("replaying %s %s failed", row["provider"], row["event_id"])
+    return parked
 
 
 def read_back(row: Mapping[str, Any], senders: Senders) -> Event:
@@ -352,11 +379,11 @@ def _record_failure(event: Event, error: BaseException, anew: bool = False) -> N
 def replay(subject: str, senders: Senders) -> None:
     """Replays what is parked for a subject that arrived without an event, as by a user's first token."""
 
-    def work(tx: db.Tx) -> None:
+    def work(tx: db.Tx) -> list[Event]:
         lock(tx, subject)
-        _replay_parked(tx, subject, senders)
+        return _replay_parked(tx, subject, senders)
 
-    db.run(work)
+    _fetch_and_apply(db.run(work), senders)
 
 
 def lock(tx: db.Tx, subject: str) -> None:
