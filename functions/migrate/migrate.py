@@ -21,7 +21,6 @@ from backplane import roles, secrets
 from backplane.config import Settings, settings
 from backplane.connect import connect
 
-logging.getLogger("backplane").setLevel(logging.INFO)
 _logger = logging.getLogger("backplane.migrate")
 
 
@@ -57,6 +56,7 @@ def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
         # Half of the time to wait for a running backup, half to work.
         wait = min(runner.MAINTENANCE_WAIT, context.get_remaining_time_in_millis() / 2000)
         outcome = migrate(connection, role_passwords(settings()), wait=wait)
+        roles.ensure_tokens(connection, settings().database_iam_resource_id)
     _logger.info("migrated", extra={"applied": outcome.applied, "current": outcome.status.current})
     return outcome.as_json()
 

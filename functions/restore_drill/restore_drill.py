@@ -116,6 +116,7 @@ def _server(settings: Settings) -> dict[str, Any]:
             "database_direct_url": None,
             "database_host": settings.drill_database_host or settings.database_host,
             "database_user": None,
+            "database_iam_resource_id": None,
             "database_secret_arn": settings.drill_database_secret_arn,
         }
     )

@@ -489,3 +489,15 @@ def test_a_slow_statement_is_logged_without_its_parameters(
 def test_a_fast_statement_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     value(b"SELECT 1")
     assert "slow statement" not in caplog.messages
+
+
+@pytest.mark.usefixtures("app_db")
+def test_at_debug_each_statement_is_logged_with_its_duration_and_without_its_parameters(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.DEBUG, logger="backplane.db"):
+        db.call("SELECT %(email)s::text", {"email": "a@example.com"})
+    (logged,) = (vars(record) for record in caplog.records if record.message == "statement")
+    assert logged["sql"] == "SELECT %(email)s::text"
+    assert logged["seconds"] > 0
+    assert "a@example.com" not in caplog.text

@@ -206,3 +206,33 @@ def test_an_older_server_is_refused(
 def test_a_password_for_an_unknown_role_is_a_mistake(superuser: psycopg.Connection[DictRow]) -> None:
     with pytest.raises(roles.RolesError, match="no such login roles: backplane_migrator"):
         roles.ensure_roles(superuser, {"backplane_migrator": "x"})
+
+
+def test_tokens_are_taken_from_the_functions_logins_by_the_cluster_and_from_nobody_behind_a_proxy(
+    superuser: psycopg.Connection[DictRow],
+) -> None:
+    roles.ensure_roles(superuser, PASSWORDS)
+    roles.ensure_tokens(superuser, None)
+    with pytest.raises(roles.RolesError, match="no role rds_iam"):
+        roles.ensure_tokens(superuser, "cluster-ABC")
+    superuser.execute("CREATE ROLE rds_iam NOLOGIN")
+    try:
+        for resource, members in (
+            ("cluster-ABC", ["backplane_app", "backplane_system"]),
+            ("cluster-ABC", ["backplane_app", "backplane_system"]),
+            ("prx-ABC", []),
+            ("cluster-ABC", ["backplane_app", "backplane_system"]),
+            (None, []),
+        ):
+            roles.ensure_tokens(superuser, resource)
+            found = superuser.execute(
+                """
+                SELECT member::regrole::text
+                FROM pg_auth_members
+                WHERE roleid = 'rds_iam'::regrole
+                ORDER BY member::regrole::text
+                """
+            )
+            assert [row["member"] for row in found] == members
+    finally:
+        superuser.execute("DROP ROLE rds_iam")

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import logging
 import re
 import tomllib
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 import pytest
 from samtranslator.yaml_helper import yaml_parse
 
-from backplane import api
+from backplane import api, roles
 from backplane.schema import LATEST_MIGRATION
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -277,6 +278,19 @@ def test_a_function_signs_in_as_who_it_must_be_and_reads_that_ones_secret_only(n
     assert secrets_of(name) & others == SECOND_SECRET.get(name, set())
 
 
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if LOGINS.get(name) in roles.TOKEN_LOGINS])
+def test_a_function_may_sign_in_by_token_as_its_own_login_and_no_other(name: str) -> None:
+    granted = [
+        statement["Fn::If"][1]
+        for policy in resources()[name]["Policies"]
+        for statement in policy["Statement"]
+        if "rds-db:connect" in json.dumps(statement)
+    ]
+    assert [statement["Action"] for statement in granted] == ["rds-db:connect"]
+    (resource,) = (statement["Resource"]["Fn::Sub"] for statement in granted)
+    assert resource.endswith(f":dbuser:${{DatabaseIamResourceId}}/{LOGINS[name]}")
+
+
 def test_only_the_webhooks_read_their_senders_secrets() -> None:
     readers = {
         name for name in FUNCTIONS for secret in secrets_of(name) if secret.endswith("WebhookSecretArn")
@@ -334,6 +348,38 @@ def test_the_environments_are_complete_and_alike() -> None:
         assert name in stages
         assert set(overrides) <= set(template()["Parameters"])
         assert deploy["confirm_changeset"] is (name != "dev")
+
+
+def test_each_stage_has_its_log_level_in_the_runtime_and_in_our_own_loggers() -> None:
+    levels = {name: stage["LogLevel"] for name, stage in template()["Mappings"]["Stages"].items()}
+    assert levels == {"local": "INFO", "dev": "DEBUG", "staging": "INFO", "prod": "INFO"}
+    assert list(levels) == template()["Parameters"]["Stage"]["AllowedValues"]
+    by_stage = {"Fn::FindInMap": ["Stages", {"Ref": "Stage"}, "LogLevel"]}
+    everywhere = template()["Globals"]["Function"]
+    assert everywhere["LoggingConfig"]["ApplicationLogLevel"] == by_stage
+    assert everywhere["Environment"]["Variables"]["LOG_LEVEL"] == by_stage
+
+
+@pytest.mark.parametrize(
+    ("given", "level"), [(None, logging.INFO), ("", logging.INFO), ("DEBUG", logging.DEBUG)]
+)
+def test_our_loggers_have_the_stages_level_and_libraries_never_write_what_they_are_sent(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, level: int
+) -> None:
+    import backplane
+
+    if given is None:
+        monkeypatch.delenv("LOG_LEVEL", raising=False)
+    else:
+        monkeypatch.setenv("LOG_LEVEL", given)
+    try:
+        importlib.reload(backplane)
+        assert logging.getLogger("backplane.db").getEffectiveLevel() == level
+        for library in ("botocore.parsers", "boto3", "urllib3.connectionpool", "stripe", "psycopg"):
+            assert logging.getLogger(library).getEffectiveLevel() == logging.INFO
+    finally:
+        monkeypatch.undo()
+        importlib.reload(backplane)
 
 
 def infra(name: str) -> Json:

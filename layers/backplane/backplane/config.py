@@ -26,6 +26,8 @@ class Settings(BaseSettings):
     database_secret_arn: str | None = None  # {"username"?, "password"}
     database_sslmode: str = "verify-full"
     database_prepare_threshold: int | None = None  # unset: never prepare (RDS Proxy)
+    # cluster-… or prx-…, what database_host leads to: sign in there with IAM tokens instead of the password
+    database_iam_resource_id: str | None = None
 
     # Passwords the migrate function gives to the roles it creates.
     app_database_secret_arn: str | None = None

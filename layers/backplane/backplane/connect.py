@@ -1,11 +1,12 @@
 """How to reach the database: address, TLS, password, and whose session may serve.
 
 A URL is used as given (the laptop, tests). From parts (AWS), the password comes from Secrets
-Manager and TLS verifies the server's certificate and name.
+Manager or is an IAM token, and TLS verifies the server's certificate and name.
 """
 
 import logging
 import os
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -124,16 +125,22 @@ def parameters(
 ) -> dict[str, Any]:
     """Connection parameters in libpq's names. `refresh` reads the password's secret anew."""
     url = (settings.database_direct_url if direct else None) or settings.database_url
-    return _defaults(timeout) | (_from_url(url.get_secret_value()) if url else _from_parts(settings, refresh))
+    if url:
+        return _defaults(timeout) | _from_url(url.get_secret_value())
+    # The way around a pooler is the owner's and the backup's, who have passwords.
+    by_token = settings.database_iam_resource_id is not None and not direct
+    return _defaults(timeout) | _from_parts(settings, refresh, by_token=by_token)
 
 
 def _from_url(url: str) -> dict[str, Any]:
     return dict(conninfo_to_dict(url))
 
 
-def _from_parts(settings: "Settings", refresh: bool) -> dict[str, Any]:
+def _from_parts(settings: "Settings", refresh: bool, *, by_token: bool) -> dict[str, Any]:
     secret: dict[str, str] = {}
-    if settings.database_secret_arn:
+    if by_token:
+        secret = {"password": _token(settings)}
+    elif settings.database_secret_arn:
         secret = secrets.get(settings.database_secret_arn, refresh=refresh)
     found = {
         "host": settings.database_host,
@@ -145,6 +152,31 @@ def _from_parts(settings: "Settings", refresh: bool) -> dict[str, Any]:
         "sslrootcert": _authorities() if settings.database_sslmode == "verify-full" else None,
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _token(settings: "Settings") -> str:
+    """A password for 15 minutes, signed here with the function's credentials: nothing is asked for it.
+
+    Raises RuntimeError where it could fall into others' hands, or would be nobody's.
+    """
+    if settings.database_sslmode != "verify-full":
+        raise RuntimeError(
+            "an IAM token goes to the database that proves who it is, and to no other:"
+            f" set DATABASE_SSLMODE to verify-full, it is {settings.database_sslmode}"
+        )
+    if settings.database_user is None:
+        raise RuntimeError("an IAM token is for one login: set DATABASE_USER")
+    token: str = _rds().generate_db_auth_token(
+        DBHostname=settings.database_host, Port=settings.database_port, DBUsername=settings.database_user
+    )
+    return token
+
+
+@cache
+def _rds() -> Any:
+    import boto3  # for those alone who sign in by token
+
+    return boto3.client("rds")
 
 
 def _defaults(timeout: float) -> dict[str, Any]:

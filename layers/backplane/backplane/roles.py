@@ -21,6 +21,8 @@ from psycopg.rows import DictRow
 
 MIGRATOR: Final = "backplane_migrator"
 LOGINS: Final = ("backplane_app", "backplane_system", "backplane_backup")
+TOKEN_LOGINS: Final = ("backplane_app", "backplane_system")  # those that may sign in by IAM token
+IAM_ROLE: Final = "rds_iam"  # Amazon's
 
 # Bounds for what sets none of its own: single statements, and a process that was frozen or cut
 # off in the middle of a transaction, whose row locks would otherwise stay. And UTC, whatever the
@@ -80,6 +82,30 @@ def ensure_roles(connection: psycopg.Connection[DictRow], passwords: Mapping[str
             ) from error
         else:
             return
+
+
+def ensure_tokens(connection: psycopg.Connection[DictRow], resource_id: str | None) -> None:
+    """Let the functions' logins sign in by IAM token where they come straight to the cluster, and only so.
+
+    Who is in Amazon's role for it can use no password any more: RDS Proxy, which takes tokens from the
+    functions and signs in with passwords itself, needs them out of it. Raises RolesError.
+    """
+    by_token = resource_id is not None and resource_id.startswith("cluster-")
+    there = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [IAM_ROLE]).fetchone()
+    if there is None and by_token:
+        raise RolesError(
+            f"the server has no role {IAM_ROLE}, so it takes no IAM tokens: leave DatabaseIamResourceId empty"
+        )
+    if there is None:
+        return
+    for login in TOKEN_LOGINS:
+        members = connection.execute(
+            "SELECT pg_has_role(%(login)s, %(role)s, 'MEMBER') AS found", {"login": login, "role": IAM_ROLE}
+        ).fetchone()
+        if members is None or members["found"] == by_token:
+            continue
+        command = "GRANT {iam} TO {login}" if by_token else "REVOKE {iam} FROM {login}"
+        _execute(connection, command, iam=IAM_ROLE, login=login)
 
 
 def _ensure(connection: psycopg.Connection[DictRow], passwords: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Statements slower than a second, in the log."""
+"""Statements in the log with their duration: those slower than a second, or all at DEBUG."""
 
 import logging
 import time
@@ -14,26 +14,28 @@ _logger = logging.getLogger("backplane.db")
 
 
 class TimedCursor(psycopg.Cursor[DictRow]):
-    """Logs a slow statement with its text and never its parameters, which are people's data."""
+    """Logs a statement with its text and never its parameters, which are people's data."""
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
         began = time.monotonic()
         try:
             return super().execute(query, params, **options)
         finally:
-            _log_if_slow(query, time.monotonic() - began)
+            _log(query, time.monotonic() - began)
 
     def executemany(self, query: Any, params_seq: Any, **options: Any) -> None:
         began = time.monotonic()
         try:
             super().executemany(query, params_seq, **options)
         finally:
-            _log_if_slow(query, time.monotonic() - began)
+            _log(query, time.monotonic() - began)
 
 
-def _log_if_slow(query: Any, seconds: float) -> None:
+def _log(query: Any, seconds: float) -> None:
     if seconds > SLOW:
         _logger.warning("slow statement", extra={"seconds": round(seconds, 3), "sql": _text(query)})
+    elif _logger.isEnabledFor(logging.DEBUG):
+        _logger.debug("statement", extra={"seconds": round(seconds, 6), "sql": _text(query)})
 
 
 def _text(query: Any) -> str:
