@@ -14,7 +14,7 @@ export MYPYPATH := layers/backplane:$(subst $(empty) $(empty),:,$(wildcard funct
 export SAM_CLI_TELEMETRY := 0
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help dev demo test bench lint format send token invoke audit migrate backup backups restore db-report psql logs clean-local lock
+.PHONY: help dev demo test bench lint format openapi send token invoke audit migrate backup backups restore db-report psql logs clean-local lock
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ lint: $(STAMP) ## Check style, types, the template and the migrations
 
 format: $(STAMP) ## Put the code in order
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
+
+openapi: $(STAMP) ## Write docs/openapi.json anew from the routes
+	@$(PY) -m local.openapi
 
 LOCK := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-strip-extras --generate-hashes --no-header --no-emit-index-url --no-annotate
 lock: $(STAMP) ## Lock the requirements anew: make lock [UPGRADE=--upgrade]

@@ -113,7 +113,7 @@ def database(tx: api.Tx) -> database_report.Report:
 def create_service_key(
     body: service_keys.NewServiceKey, caller: api.Caller, tx: api.Tx
 ) -> api.Response[service_keys.CreatedServiceKey]:
-    """A key for your own servers. `key` is shown this once."""
+    """Makes a key for your own servers. `key` is shown this once."""
     return api.answer(service_keys.create(tx, body, caller), status_code=201)
 
 
@@ -145,7 +145,7 @@ def list_plans(
 def create_plan(
     body: price_list.NewPlan, caller: api.Caller, tx: api.Tx
 ) -> api.Response[price_list.StoredPlan]:
-    """A new plan."""
+    """Makes a plan, for sale or not."""
     return api.answer(price_list.create(tx, body, caller), status_code=201)
 
 

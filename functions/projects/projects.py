@@ -31,7 +31,7 @@ class NewMessage(api.Body, messages.NewMessage):
     "/v1/projects", scope="projects:write", status_code=201, raises=(FeatureNotInPlan, PlanLimitReached)
 )
 def create(body: NewProject, caller: api.Caller, tx: api.Tx) -> ProjectDetails:
-    """A new project. Without `is_public` it is private where the plan allows that, and public else."""
+    """Makes a project. Without `is_public` it is private where the plan allows that, and public else."""
     return project_rows.create(tx, caller, body)
 
 
@@ -100,7 +100,7 @@ def project(project_id: UUID, caller: api.Caller, tx: api.Tx) -> ProjectDetails 
 def change(project_id: UUID, body: Changes, caller: api.Caller, tx: api.Tx) -> ProjectDetails:
     """Changes what the body names; the rest stays.
 
-    A favourite is the reader's own; everything else takes `projects:write`.
+    A favourite is the reader's own; everything else takes `projects:write` too.
     """
     scope = "read" if body.model_fields_set == {"is_favorite"} else "projects:write"
     auth.require(caller, scope)

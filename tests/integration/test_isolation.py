@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from local.openapi.examples import EXAMPLES
 from tests.callers import FUNCTIONS, Customer, debit, mint, send, sign_up, token, trust_our_tokens
 from tests.databases import Database
 from tests.ledgers import assert_books_balance, entries, rows
@@ -22,61 +23,6 @@ ROUTES = sorted(
         if route.scope is not None
     }
 )
-# What a route takes beside its path; a new route with a body adds its own.
-BODIES: dict[tuple[str, str], dict[str, Any]] = {
-    ("POST", "/v1/api-keys"): {"name": "of ada"},
-    ("DELETE", "/v1/api-keys/<key_id>"): {},
-    ("POST", "/v1/billing/checkout"): {
-        "pack_id": "pack_500",
-        "success_url": "https://app.example.com/thanks",
-        "cancel_url": "https://app.example.com/prices",
-    },
-    ("POST", "/v1/billing/portal"): {"return_url": "https://app.example.com/account"},
-    ("POST", "/v1/credits/debits"): {"operation": "ai_text_chat", "details": {"of": "ada"}},
-    ("POST", "/v1/credits/debits/<debit_id>/refunds"): {"reason": "it failed"},
-    ("POST", "/v1/credits/holds"): {"operation": "ai_text_chat", "details": {"of": "ada"}},
-    ("POST", "/v1/credits/holds/<hold_id>/release"): {},
-    ("POST", "/v1/credits/holds/<hold_id>/settle"): {},
-    ("PUT", "/v1/credits/low-balance"): {"threshold": 13},
-    ("POST", "/v1/admin/credits/<organization_id>/adjustments"): {"amount": 1, "reason": "a gift"},
-    ("POST", "/v1/admin/plans"): {"key": "of_ada", "tier": "pro", "name": "Ada's", "credits": 1},
-    ("PATCH", "/v1/admin/plans/<plan_key>"): {"credits": 1},
-    ("PUT", "/v1/admin/feature-costs"): {"ai_text_chat": 1},
-    ("POST", "/v1/admin/service-keys"): {"name": "of ada", "scopes": ["read"]},
-    ("POST", "/v1/admin/webhooks/<webhook_id>/replay"): {},
-    ("DELETE", "/v1/admin/service-keys/<key_id>"): {},
-    ("POST", "/v1/projects"): {"title": "of ada"},
-    ("PATCH", "/v1/projects/<project_id>"): {"title": "of ada"},
-    ("DELETE", "/v1/projects/<project_id>"): {},
-    ("POST", "/v1/projects/<project_id>/restore"): {},
-    ("POST", "/v1/projects/<project_id>/fork"): {"title": "of ada"},
-    ("POST", "/v1/projects/<project_id>/shares"): {"email": "eve@example.com"},
-    ("DELETE", "/v1/projects/<project_id>/shares/<share_id>"): {},
-    ("POST", "/v1/invitations/accept"): {"token": "bpi_project_" + "0" * 43},
-    ("POST", "/v1/projects/<project_id>/generations"): {
-        "agent_type": "backend",
-        "prompt": "of ada",
-        "operation": "ai_text_chat",
-    },
-    ("POST", "/v1/generations/<generation_id>/heartbeat"): {"lock_token": "x"},
-    ("POST", "/v1/generations/<generation_id>/fail"): {"lock_token": "x", "error_message": "x"},
-    ("POST", "/v1/generations/<generation_id>/complete"): {
-        "lock_token": "x",
-        "response": "of ada",
-        "tokens_used": 1,
-    },
-    ("POST", "/v1/projects/<project_id>/deployments"): {"type": "web", "platform": "web"},
-    ("POST", "/v1/deployments/<deployment_id>/builds"): {"builds": [{"external_id": "ada"}]},
-    ("POST", "/v1/deployments/<deployment_id>/cancel"): {},
-    ("POST", "/v1/deployments/<deployment_id>/complete"): {"error_log": "of ada"},
-    ("DELETE", "/v1/deployments/<deployment_id>"): {},
-    ("POST", "/v1/projects/<project_id>/files"): {"files": [{"path": "a", "content": "of ada"}]},
-    ("POST", "/v1/projects/<project_id>/files/bundles"): {"bytes": 1},
-    ("POST", "/v1/projects/<project_id>/uploads"): {"name": "a", "content_type": "image/png", "bytes": 1},
-    ("DELETE", "/v1/storage/<object_id>"): {},
-    ("POST", "/v1/projects/<project_id>/versions/<version>/restore"): {},
-    ("POST", "/v1/projects/<project_id>/messages"): {"role": "user", "content": "of ada"},
-}
 QUERIES = {
     "/v1/projects/search": {"q": "of bob"},
     "/v1/projects/<project_id>/files/content": {"path": "of bob"},
@@ -173,8 +119,7 @@ def bob(app_db: Database, ada: Customer, stripe: FakeStripe) -> Customer:
 
 def walk(method: str, path: str, credential: str, *, named: object = UNKNOWN, **sent: Any) -> Any:
     """A request to a route; `named` stands for what its path names, except for a project: Bob's."""
-    body = BODIES.get((method, path))
-    assert body is not None or method == "GET", f"BODIES must say what {method} {path} takes"
+    body = EXAMPLES.get((method, path))
     key = "of ada" if method == "POST" else None
     query = QUERIES.get(path)
     return send(method, named_in(path, named), credential, body=body, key=key, query=query, **sent)

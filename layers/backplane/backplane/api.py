@@ -126,7 +126,9 @@ def answer(body: T, *, status_code: int = 200, replayed: bool = False) -> Respon
 
 
 @dataclass(frozen=True, slots=True)
-class _Declared:
+class Declared:
+    """A route as its function declares it."""
+
     method: str
     path: str
     scope: str | None
@@ -146,7 +148,7 @@ class Router:
     """
 
     def __init__(self, *, with_nul: bool = False) -> None:
-        self.routes: list[_Declared] = []
+        self.routes: list[Declared] = []
         self.with_nul = with_nul
 
     def get(self, path: str, *, scope: str | None = None, raises: Raises = ()) -> Callable[[T], T]:
@@ -188,14 +190,14 @@ class Router:
             raise ValueError(f"{method} {path} must name a scope or stand in PUBLIC_ROUTES, not both")
 
         def register(function: T) -> T:
-            declared = _Declared(method, path, scope, status_code, function, raises, shown_once)  # type: ignore[arg-type]
+            declared = Declared(method, path, scope, status_code, function, raises, shown_once)  # type: ignore[arg-type]
             self.routes.append(declared)
             return function
 
         return register
 
 
-class _Resolver(APIGatewayHttpResolver):
+class Resolver(APIGatewayHttpResolver):
     """Powertools' resolver, with the caller known first and nothing unexpected let in."""
 
     def __init__(self, router: Router) -> None:
@@ -424,7 +426,7 @@ def _to_json(value: Any) -> str:
 
 def lambda_handler(router: Router) -> Handler:
     """A Lambda handler for API Gateway's payload 2.0 that answers the router's routes."""
-    resolver = _Resolver(router)
+    resolver = Resolver(router)
 
     @logger.inject_lambda_context(correlation_id_path="requestContext.requestId", clear_state=True)
     def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:

@@ -59,18 +59,26 @@ class Problem(Exception):  # noqa: N818  RFC 9457's word
 
 
 class BadRequest(Problem):
+    """The request cannot be understood: `detail` says what of it."""
+
     status, code = 400, "bad_request"
 
 
 class InvalidPayload(BadRequest):
+    """The body is not JSON, or JSON that cannot be stored."""
+
     code = "invalid_payload"
 
 
 class InvalidSignature(BadRequest):
+    """None of the secrets signed this body, or not within five minutes."""
+
     code = "invalid_signature"
 
 
 class Unauthorized(Problem):
+    """The credential is missing, wrong, or not valid any more."""
+
     status, code = 401, "unauthorized"
 
     def headers(self) -> dict[str, str]:
@@ -78,10 +86,14 @@ class Unauthorized(Problem):
 
 
 class InsufficientCredits(Problem):
+    """Fewer credits are available than this takes."""
+
     status, code = 402, "insufficient_credits"
 
 
 class Forbidden(Problem):
+    """The caller is known and may not do this: `detail` says what it takes."""
+
     status, code = 403, "forbidden"
 
 
@@ -92,18 +104,26 @@ class PlanLimitReached(Forbidden):
 
 
 class FeatureNotInPlan(Forbidden):
+    """The organisation's plan does not include this."""
+
     code = "feature_not_in_plan"
 
 
 class NotFound(Problem):
+    """There is no such thing, or it is another organisation's."""
+
     status, code = 404, "not_found"
 
 
 class MethodNotAllowed(Problem):
+    """The path takes other methods, which `Allow` names."""
+
     status, code = 405, "method_not_allowed"
 
 
 class Conflict(Problem):
+    """Something that there is already stands against this."""
+
     status, code = 409, "conflict"
 
 
@@ -114,26 +134,38 @@ class InvalidState(Conflict):
 
 
 class GenerationInProgress(Conflict):
+    """Another generation works on the project. Wait for its end."""
+
     code = "generation_in_progress"
 
 
 class IdempotencyConflict(Conflict):
+    """The Idempotency-Key was used for another request."""
+
     code = "idempotency_conflict"
 
 
 class IdempotencyInProgress(Conflict):
+    """The first request with this Idempotency-Key is still under way. Repeat it in a moment."""
+
     code = "idempotency_in_progress"
 
 
 class TooLarge(Problem):
+    """More bytes than are taken, or given, at once."""
+
     status, code = 413, "too_large"
 
 
 class UnsupportedMediaType(Problem):
+    """The body must be application/json."""
+
     status, code = 415, "unsupported_media_type"
 
 
 class Unprocessable(Problem):
+    """The request is well formed and not valid: `errors` says where and why."""
+
     status, code = 422, "invalid_request"
 
 

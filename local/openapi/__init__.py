@@ -1,0 +1,1 @@
+"""The OpenAPI document: made from the routes, committed as docs/openapi.json, checked by the tests."""
