@@ -21,6 +21,7 @@ import projects
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from tests import contract
 from tests.databases import Database
 from tests.senders import Answer, http_event
 from tests.senders import call as invoke
@@ -109,7 +110,10 @@ def send(
     query: dict[str, str] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Answer:
-    """A request to the function that serves the path; `body` is sent as it is if it is text."""
+    """A request to the function that serves the path; `body` is sent as it is if it is text.
+
+    Whatever is answered must stand in the OpenAPI document.
+    """
     sent = {"content-type": "application/json"} if body is not None else {}
     if credential is not None:
         sent["authorization"] = f"Bearer {credential}"
@@ -118,9 +122,11 @@ def send(
     if organization is not None:
         sent["x-organization-id"] = str(organization)
     text = body if body is None or isinstance(body, str) else json.dumps(body)
-    return invoke(
+    answer = invoke(
         _serving(path), http_event(method, path, body=text, headers=sent | (headers or {}), query=query)
     )
+    contract.check(method, path, answer)
+    return answer
 
 
 def _serving(path: str) -> api.Handler:
