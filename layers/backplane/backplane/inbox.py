@@ -180,10 +180,14 @@ def _receive(event: Event, senders: Senders, anew: bool, unfetched: list[Event])
     if event.defect is not None or effect is None:
         return db.run(lambda tx: _apply(tx, event, senders, anew=anew, unfetched=unfetched))
     at_once = sender.at_once.get(event.type)
+
+    def work(tx: db.Tx) -> Status:
+        return _conclude(tx, event, effect(tx, event), senders, anew=anew, unfetched=unfetched)
+
     try:
         if at_once is not None and not anew and (status := at_once(event)) is not None:
             return status
-        return db.run(lambda tx: _conclude(tx, event, effect(tx, event), senders, anew=anew, unfetched=unfetched))
+        return db.run(work)
     except (Park, Quarantine):
         return db.run(lambda tx: _apply(tx, event, senders, anew=anew, unfetched=unfetched))
 
