@@ -73,7 +73,7 @@ def by_change(
 
 def _conditions(wanted: Wanted) -> str:
     """Row-level security alone would list what others made public, too."""
-    deleted = "IS NOT NULL" if wanted.deleted else "IS NULL"
+    deleted = "IS NOT NULL AND p.purged_at IS NULL" if wanted.deleted else "IS NULL"
     whose = (
         "p.id IN (SELECT s.project_id FROM projects.shares AS s WHERE s.user_id = %(user_id)s)"
         " AND p.deleted_at IS NULL"  # what others have deleted is theirs to see

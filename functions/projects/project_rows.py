@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from backplane import access, db, leases, limits, outbox, subscriptions
 from backplane.auth import Caller
-from backplane.problems import Conflict, Forbidden, InvalidState, Unprocessable
+from backplane.problems import Conflict, Forbidden, InvalidState, NotFound, Unprocessable
 
 PRIVATE_PROJECTS = "private-projects"  # the feature of the plans that have them
 
@@ -295,14 +295,21 @@ def delete(tx: db.Tx, caller: Caller, project_id: UUID) -> None:
 
 
 def restore(tx: db.Tx, caller: Caller, project_id: UUID) -> ProjectDetails:
-    """Counts against the limit again. Raises NotFound, Conflict (it is not deleted), PlanLimitReached."""
+    """Counts against the limit again. Raises NotFound (also where it is purged), InvalidState (it is not
+    deleted), PlanLimitReached.
+    """
     project = _counted(tx, project_id, deleted=True)
     limits.take(tx, project["organization_id"], LIMITS[project["kind"]])
     changed = tx.execute(
-        "UPDATE projects.projects SET deleted_at = NULL WHERE id = %s AND deleted_at IS NOT NULL",
+        """
+        UPDATE projects.projects
+        SET deleted_at = NULL
+        WHERE id = %s AND deleted_at IS NOT NULL AND purged_at IS NULL
+        """,
         [project_id],
     )
-    if not changed.rowcount:
+    if not changed.rowcount:  # restored or purged, a moment ago
+        _counted(tx, project_id, deleted=True)
         raise _not_deleted()
     return read(tx, project_id, caller.user_id)
 
@@ -310,10 +317,15 @@ def restore(tx: db.Tx, caller: Caller, project_id: UUID) -> ProjectDetails:
 def _counted(tx: db.Tx, project_id: UUID, *, deleted: bool) -> Mapping[str, Any]:
     """What the limits must know before the project's row is locked."""
     row = tx.execute(
-        "SELECT organization_id, kind, deleted_at FROM projects.projects WHERE id = %s", [project_id]
+        "SELECT organization_id, kind, deleted_at, purged_at FROM projects.projects WHERE id = %s",
+        [project_id],
     ).fetchone()
     if row is None or (row["deleted_at"] is not None and not deleted):
         raise access.missing()
+    if row["purged_at"] is not None:
+        raise NotFound(
+            "The project was deleted too long ago to be restored: its files and messages are gone."
+        )
     if row["deleted_at"] is None and deleted:
         raise _not_deleted()
     return row

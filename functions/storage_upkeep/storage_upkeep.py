@@ -1,5 +1,5 @@
-"""The bucket kept in step with its rows: each hour what is over is given back and taken away, each night
-both are compared.
+"""The bucket kept in step with its rows: each hour what is over is given back and taken away, what was in
+projects deleted long ago with it, and each night both are compared.
 """
 
 import time
@@ -8,6 +8,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import project_purge
+import psycopg
 import storage_comparison
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
@@ -15,6 +17,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from backplane import buckets, db, stored_objects
 from backplane.config import settings
+from backplane.problems import Problem
 
 BATCH = 1000  # objects; what one call of S3's takes
 MARGIN = 30.0  # seconds kept back
@@ -26,18 +29,29 @@ metrics = Metrics(namespace="Backplane", service="backplane")
 @logger.inject_lambda_context(clear_state=True)
 @metrics.log_metrics
 def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Answers {ok, expired, purged}; of {"compare": true} also {drift: {…}}, what the log then names."""
+    """Answers {ok, expired, projects, purged}; of {"compare": true} also {drift: {…}}, which the log names.
+
+    `ok` is false where bucket and rows differ, or a project could not be purged: the next hour tries again.
+    """
     remaining = context.get_remaining_time_in_millis() / 1000
     db.set_deadline(remaining)
     ends = time.monotonic() + remaining - MARGIN
     metrics.add_dimension(name="stage", value=settings().stage)
-    answer: dict[str, Any] = {"ok": True, "expired": _expire(ends), "purged": _purge(ends)}
+    expired = _expire(ends)
+    projects, failed = _purge_projects(ends)
+    answer: dict[str, Any] = {
+        "ok": not failed,
+        "expired": expired,
+        "projects": projects,
+        "purged": _purge(ends),
+    }
     metrics.add_metric(name="GrantsExpired", unit=MetricUnit.Count, value=answer["expired"])
+    metrics.add_metric(name="ProjectsPurged", unit=MetricUnit.Count, value=answer["projects"])
     metrics.add_metric(name="ObjectsPurged", unit=MetricUnit.Count, value=answer["purged"])
     if event.get("compare"):
         drift = storage_comparison.compare(ends)
         metrics.add_metric(name="StorageDrift", unit=MetricUnit.Count, value=drift.total)
-        answer |= {"ok": not drift.total, "drift": asdict(drift)}
+        answer |= {"ok": answer["ok"] and not drift.total, "drift": asdict(drift)}
     logger.info("kept up", **answer)
     return answer
 
@@ -64,6 +78,21 @@ def _expire(ends: float) -> int:
         if not given_back:
             break
     return expired
+
+
+def _purge_projects(ends: float) -> tuple[int, int]:
+    """Does away with what was in projects that nobody may restore now. Answers how many, and how many not."""
+    days = settings().deleted_project_days
+    purged = failed = 0
+    for project_id in db.run(lambda tx: project_purge.due(tx, days=days, limit=BATCH)):
+        if time.monotonic() > ends:
+            break
+        try:
+            purged += db.run(partial(project_purge.purge, project_id=project_id, days=days))
+        except (psycopg.Error, Problem):  # one's trouble must not stop the others
+            logger.exception("not purged", project_id=str(project_id))
+            failed += 1
+    return purged, failed
 
 
 def _purge(ends: float) -> int:

@@ -49,6 +49,7 @@ class Settings(BaseSettings):
 
     # Projects' files and uploads.
     files_bucket: str | None = None
+    deleted_project_days: int = Field(default=30, ge=1, le=3650)  # a deleted project can be restored for
     max_upload_bytes: int = Field(default=100 * 1024**2, gt=0, le=5 * 1024**3)  # S3 takes no larger POST
 
     # Senders.
