@@ -15,6 +15,7 @@ import billing
 import credits  # noqa: A004  the function of this name
 import deployments
 import generations
+import integrations
 import jwt
 import plans
 import projects
@@ -40,6 +41,7 @@ FUNCTIONS: dict[str, tuple[api.Router, api.Handler]] = {
     "/v1/credits": (credits.router, credits.handler),
     "/v1/admin/credits": (credits.router, credits.handler),
     "/v1/admin": (admin.router, admin.handler),
+    "/v1/integrations": (integrations.router, integrations.handler),
     "/v1/me": (account.router, account.handler),
     "/v1/api-keys": (account.router, account.handler),
     "/v1/subscription": (billing.router, billing.handler),

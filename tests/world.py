@@ -230,6 +230,13 @@ def _ended_deployment(world: World) -> Made:
     return made
 
 
+def _integration(world: World) -> Made:
+    body = EXAMPLES["PUT", "/v1/integrations/<integration_type>"]
+    answer = send("PUT", "/v1/integrations/expo", world.as_owner, body=body)
+    assert answer.status == 200, answer.body
+    return Made({"integration_type": "expo"})
+
+
 # What a path names, by the path up to its last name; by the whole path, or the operation, where that takes
 # rows of its own.
 MAKERS: dict[str, Callable[[World], Made]] = {
@@ -241,6 +248,7 @@ MAKERS: dict[str, Callable[[World], Made]] = {
     "/v1/invitations/accept": _share,
     "/v1/generations/{generation_id}": _generation,
     "/v1/storage/{object_id}": _object,
+    "/v1/integrations/{integration_type}": _integration,
     "/v1/deployments/{deployment_id}": _deployment,
     "DELETE /v1/deployments/{deployment_id}": _ended_deployment,
     "/v1/credits/debits/{debit_id}": _debit,

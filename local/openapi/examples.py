@@ -91,4 +91,8 @@ EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
         "status": "successful",
         "web_url": "https://tea.example.com",
     },
+    ("PUT", "/v1/integrations/<integration_type>"): {
+        "config": {"access_token": "the-token-that-expo.dev-gave", "username": "acme"},
+    },
+    ("POST", "/v1/integrations/<integration_type>/rotate"): {"scope": "organization"},
 }

@@ -26,13 +26,15 @@ SECOND_SCOPE = {"PATCH /v1/projects/<project_id>": "projects:write"}
 # What does not answer 2xx in the world as it is, and why.
 OTHERWISE: dict[str, int] = {}
 # What a path names that is nobody's own: the stranger is told the same as everybody.
-NOT_OF_AN_ORGANIZATION: set[str] = set()
+NOT_OF_AN_ORGANIZATION: set[str] = {"PUT /v1/integrations/<integration_type>"}
 
 
 @pytest.fixture
 def world(
     app_db: Database,
+    *,
     files_bucket: Bucket,
+    field_key: str,
     webhook_secrets: None,
     stripe: FakeStripe,
     monkeypatch: pytest.MonkeyPatch,

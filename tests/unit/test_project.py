@@ -38,6 +38,7 @@ LOGINS = {
     "file_landed": "backplane_system",  # S3 tells of every organisation's uploads
     "files": "backplane_app",
     "health": "backplane_system",
+    "integrations": "backplane_app",
     "ledger_audit": "backplane_system",
     "maintenance": "backplane_system",
     "migrate": None,
@@ -248,7 +249,10 @@ def test_only_the_price_list_is_public() -> None:
 
 
 # A star may stand for the names in a folder or behind a prefix that nobody else has.
-OF_ITS_OWN = re.compile(r"\$\{\w+\.Arn\}/\w+/\*|arn:.*:cluster-snapshot:backplane-backup-\*")
+OF_ITS_OWN = re.compile(
+    r"\$\{\w+\.Arn\}/\w+/\*|arn:.*:cluster-snapshot:backplane-backup-\*"
+    r"|arn:.*:secret:\$\{AWS::StackName\}/integrations/\*"
+)
 
 
 def secrets_of(name: str) -> set[str]:

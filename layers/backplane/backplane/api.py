@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_jsonable_python
 
 from backplane import auth, db, idempotency, outbox, requests
+from backplane.config import settings
 from backplane.problems import (
     Internal,
     InvalidPayload,
@@ -87,7 +88,16 @@ def _commit(request: Request) -> Callable[[Callable[[db.Tx], Any]], Any]:
     return commit
 
 
+def _base_url(request: Request) -> str:
+    event = request.resolved_event.raw_event
+    scheme = requests.header(event, "x-forwarded-proto") or "https"
+    host = requests.header(event, "host") or event["requestContext"].get("domainName", "localhost")
+    return (settings().public_url or f"{scheme}://{host}").rstrip("/")
+
+
 Caller = Annotated[auth.Caller, Depends(_caller)]
+# Where callers reach the API, without a slash at the end: for addresses that an answer tells.
+BaseUrl = Annotated[str, Depends(_base_url)]
 # The request's transaction, in the caller's organisation: what the route does in it and the answer that its
 # Idempotency-Key repeats are committed together, or neither.
 Tx = Annotated[db.Tx, Depends(_tx)]

@@ -80,6 +80,7 @@ class Settings(BaseSettings):
     webhook_body_days: int = Field(default=30, ge=1, le=3650)
     published_event_days: int = Field(default=30, ge=1, le=3650)
 
+    public_url: str | None = None  # of the API; unset: the host that a request came to
     max_body_bytes: int = Field(default=1024 * 1024, gt=0)
 
     @property
