@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import deployment_views
-from deployment_requests import PROVIDER_OF, Build, Completion, NewDeployment
+from deployment_requests import Build, Completion, NewDeployment, provider_of
 from psycopg.types.json import Jsonb
 
 from backplane import db, deployment_rows, deployments, inbox, limits, project_status
@@ -45,7 +45,7 @@ def start(tx: db.Tx, found: Access, caller: Caller, new: NewDeployment) -> UUID:
             "created_by": caller.user_id,
             "type": new.type,
             "platform": new.platform,
-            "provider": new.provider or PROVIDER_OF[new.type],
+            "provider": provider_of(new),
             "environment": new.environment,
             "status": status,
             "under_way": status == "in_progress",

@@ -1,10 +1,13 @@
-"""Each minute: what was begun and not ended in time is given up, so that it blocks and costs nobody."""
+"""Each minute: what was begun and not ended in time is given up, so that it blocks and costs nobody, and of
+deployments that are silent their providers are asked.
+"""
 
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
+import deployment_polls
 import psycopg
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -13,14 +16,17 @@ from backplane import audits, db, holds, leases, outbox
 from backplane.problems import Problem
 
 BATCH = 500  # of each kind; what is more comes the next minute
+POLLS = 100  # of deployments, one after another
 MARGIN = 5.0  # seconds kept back to finish what was begun
+LONGEST_POLL = 25.0  # seconds, from the last question on
 
 logger = Logger()
 
 
 @logger.inject_lambda_context(clear_state=True)
 def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001  a schedule says nothing
-    """Answers {ok, generations, accounts}: how many were given up, and how many had holds to free.
+    """Answers {ok, generations, accounts, polled, unheard}: how many were given up, had holds to free, were
+    asked about and told nothing of.
 
     `ok` is false where one could not be: the log says why, and the next minute tries again.
     """
@@ -31,11 +37,14 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
     given_up = _each(lapsed, lambda generation_id: db.run(lambda tx: leases.give_up(tx, generation_id)), ends)
     overdue = db.run(lambda tx: holds.overdue(tx, limit=BATCH))
     booked = _each(overdue, audits.book_due, ends)
+    polled = deployment_polls.sweep(most=POLLS, ends=ends - LONGEST_POLL)
     outbox.poke()
     return {
-        "ok": len(given_up) == len(lapsed) and len(booked) == len(overdue),
+        "ok": len(given_up) == len(lapsed) and len(booked) == len(overdue) and None not in polled,
         "generations": sum(given_up),
         "accounts": sum(booked),
+        "polled": len(polled),
+        "unheard": polled.count(False),
     }
 
 

@@ -105,7 +105,20 @@ def credentials(
     In a personal organisation the user is its person, without being named. Supabase's access token may be
     over: supabase_tokens.access_token renews it. Raises field_encryption's errors and private_keys'.
     """
-    row = tx.execute(
+    row = find_credentials(tx, organization_id, type_, project_id, user_id=user_id)
+    return None if row is None else read_credentials(row)
+
+
+def find_credentials(
+    tx: db.Tx,
+    organization_id: UUID,
+    type_: Type,
+    project_id: UUID | None = None,
+    *,
+    user_id: UUID | None = None,
+) -> DictRow | None:
+    """As `credentials`, still encrypted: for read_credentials, once the transaction is over."""
+    return tx.execute(
         """
         SELECT i.id, i.organization_id, i.project_id, i.user_id, i.type::text, i.config, i.secrets,
                i.secret_name
@@ -121,7 +134,6 @@ def credentials(
         """,
         {"organization_id": organization_id, "type": type_, "project_id": project_id, "user_id": user_id},
     ).fetchone()
-    return None if row is None else read_credentials(row)
 
 
 def read_credentials(row: DictRow) -> Credentials:
