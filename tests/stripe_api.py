@@ -68,7 +68,7 @@ class FakeStripe:
     invoices: dict[str, Json] = field(default_factory=dict)
     events: dict[str, Json] = field(default_factory=dict)
     prices: dict[str, Json] = field(default_factory=dict)  # {"active", "recurring"}
-    trouble: list[str] = field(default_factory=list)  # what befalls the next requests
+    trouble: list[str | None] = field(default_factory=list)  # what befalls the next requests
     asked: list[Asked] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -89,6 +89,9 @@ class FakeStripe:
 
             def do_POST(self) -> None:
                 fake._serve(self, "POST")
+
+            def do_DELETE(self) -> None:
+                fake._serve(self, "DELETE")
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -184,6 +187,8 @@ class FakeStripe:
     def _once(self, method: str, path: str, params: Params, key: str | None) -> tuple[Json, bool]:
         if method == "GET":
             return self._get(path, params), False
+        if method == "DELETE":
+            return self._delete(path), False
         if key is not None and key in self._answers:
             first_params, first_path, answer = self._answers[key]
             if (first_params, first_path) != (params, path):
@@ -197,6 +202,17 @@ class FakeStripe:
         if key is not None:
             self._answers[key] = (params, path, answer)
         return answer, False
+
+    def _delete(self, path: str) -> Json:
+        match [unquote(part) for part in path.removeprefix("/v1/").split("/")]:
+            case ["subscriptions", identifier]:
+                state = self.subscriptions.get(identifier)
+                if state is None or state["status"] == "canceled":
+                    message = f"No such subscription: '{identifier}'"
+                    raise Refusal(404, message, code="resource_missing", param="id")
+                self.subscriptions[identifier] = state | {"status": "canceled"}
+                return self.subscriptions[identifier]
+        raise Refusal(404, f"Unrecognized request URL (DELETE: {path}).", code=None)
 
     # ---- reading ----
 

@@ -1,15 +1,18 @@
 """What Stripe knows and we do not: the events of 30 days that the inbox lacks, or one customer's objects.
 
-By schedule it lists Stripe's events and replays what never came. Invoked with {"customer": "cus_…"} it
-compares that customer's checkout sessions, subscriptions and paid invoices with ours. Whatever it finds goes
-through the inbox, so it is safe to run twice, at once, and to kill. Without a Stripe API key it says so.
+By schedule it lists Stripe's events and replays what never came, and cancels what nobody is left to use.
+Invoked with {"customer": "cus_…"} it compares that customer's checkout sessions, subscriptions and paid
+invoices with ours. Whatever it finds goes through the inbox, so it is safe to run twice, at once, and to
+kill. Without a Stripe API key it says so.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import customer_scan
 import event_scan
+import orphans
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -27,7 +30,7 @@ metrics = Metrics(namespace="Backplane", service="backplane")
 @logger.inject_lambda_context(clear_state=True)
 @metrics.log_metrics
 def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Answers {ok, configured, …}: event_scan.run's or customer_scan.run's report.
+    """Answers {ok, configured, …}: event_scan.run's report with orphans.run's, or customer_scan.run's.
 
     Metrics: StripeDrift, how many events never came; StripeReconciliationFailures, 1 where it could
     not be done.
@@ -59,8 +62,11 @@ def _compare(event: Mapping[str, Any], *, seconds: float) -> tuple[dict[str, Any
         return _failed("customer must be the id of one of Stripe's customers: cus_…")
     try:
         if customer is None:
+            began = time.monotonic()
             report = event_scan.run(seconds=seconds)
-            return {"configured": True, **report}, report["late"]
+            ends = orphans.run(seconds=seconds - (time.monotonic() - began))
+            both = {"ok": report["ok"] and ends["ok"], "orphans": ends}
+            return {"configured": True, **report, **both}, report["late"]
         return {"configured": True, **customer_scan.run(customer)}, 0  # who asks reads the answer
     except stripe_api.Refused as refused:
         return _failed(f"Stripe refuses: {refused}")

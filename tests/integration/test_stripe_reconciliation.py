@@ -340,3 +340,57 @@ def test_the_alarms_watch_what_is_written(
 
 def test_statuses_are_counted_by_name() -> None:
     assert replay.counts(["processed", "stale", "processed"]) == {"processed": 2, "stale": 1}
+
+
+# ---- what nobody is left to use ----
+
+
+def deleted(customer: Customer) -> None:
+    gone = {"type": "user.deleted", "object": "event", "data": {"id": customer.user, "deleted": True}}
+    assert post_clerk(gone).status == 200
+
+
+def cancels(stripe: FakeStripe) -> list[str]:
+    return [asked.path for asked in stripe.asked if asked.method == "DELETE"]
+
+
+def test_a_deleted_users_subscription_is_canceled_at_stripe_once(
+    system_db: Database, ada: Customer, stripe: FakeStripe
+) -> None:
+    eve = Customer(2)
+    post_clerk(eve.sign_up())
+    for customer in (ada, eve):
+        happened(stripe, *life(customer))
+    run()
+    deleted(ada)
+    assert run()["orphans"] == {"ok": True, "canceled": [ada.subscription], "refused": {}}
+    assert stripe.subscriptions[ada.subscription]["status"] == "canceled"
+    assert stripe.subscriptions[eve.subscription]["status"] == "active"
+    assert stored(system_db, ada)["status"] == "canceled"
+    assert run()["orphans"]["canceled"] == []
+    assert cancels(stripe) == [f"/v1/subscriptions/{ada.subscription}"]
+
+
+def test_a_deleted_users_subscription_that_stripe_has_no_more_is_over_here_too(
+    system_db: Database, ada: Customer, stripe: FakeStripe
+) -> None:
+    happened(stripe, *life(ada))
+    run()
+    deleted(ada)
+    stripe.subscriptions.clear()
+    assert run()["orphans"]["canceled"] == [ada.subscription]
+    assert stored(system_db, ada)["status"] == "canceled"
+
+
+def test_a_subscription_that_cannot_be_canceled_fails_the_run_and_is_tried_by_the_next(
+    system_db: Database, ada: Customer, stripe: FakeStripe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    happened(stripe, *life(ada))
+    run()
+    deleted(ada)
+    capsys.readouterr()
+    stripe.trouble += [None, "error"]  # the events are listed, the cancellation fails
+    assert run()["ok"] is False
+    assert metric(capsys.readouterr().out)["StripeReconciliationFailures"] == [1]
+    assert cancels(stripe) == [f"/v1/subscriptions/{ada.subscription}"]
+    assert run()["orphans"]["canceled"] == [ada.subscription]

@@ -62,6 +62,11 @@ def post(path: str, params: Mapping[str, Any], *, idempotency_key: str) -> dict[
     )
 
 
+def delete(path: str) -> dict[str, Any]:
+    """Ends an object, and answers it as it is then. Raises as `get` does."""
+    return _asked(lambda client: _plain(client.raw_request("delete", path)), WRITE_TIMEOUT)
+
+
 def path(*parts: str) -> str:
     """A path under /v1 of names and ids. Ids come from outside and may hold anything."""
     return "/".join(["/v1", *(quote(part, safe="") for part in parts)])
