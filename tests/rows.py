@@ -18,6 +18,7 @@ SEEDED = frozenset(
         "billing.plans",
         "credits.operations",
         "platform.admin_settings",
+        "platform.partitioned_tables",
     }
 )
 

@@ -72,6 +72,7 @@ IMPERSONAL = {
     "platform.erasures": {"actor", "erased"},
     "platform.idempotency_keys": {"route", "request_hash"},
     "platform.outbox": {"type", "error"},
+    "platform.partitioned_tables": {"*"},
     "platform.webhook_inbox": {"event_id", "event_type", "waiting_for", "person"},
     "projects.file_versions": {"s3_key", "s3_version", "sha256"},
     "projects.generations": {"lock_token_hash"},
@@ -108,6 +109,7 @@ def columns(database: Database) -> dict[str, set[str]]:
         JOIN pg_class AS t ON t.oid = a.attrelid
         JOIN pg_namespace AS n ON n.oid = t.relnamespace
         WHERE t.relkind IN ('r', 'p')
+          AND NOT t.relispartition -- its table's columns
           AND a.attnum > 0
           AND NOT a.attisdropped
           AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'public')

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from tests.databases import Database
 from tests.ledgers import rows
+from tests.rows import ONE, OTHER, populate
 from tests.senders import checkout_session, invoke, post_stripe, stripe_event
 
 from backplane import db, inbox_upkeep
@@ -47,18 +48,10 @@ def test_bodies_of_settled_events_are_forgotten_after_a_month_and_their_ids_are_
     for status in STATUSES:
         receive(system_db, status, days_ago=29)
         receive(system_db, status, days_ago=31)
-    assert run() == {
-        "ok": True,
-        "complete": True,
-        "done": {
-            "webhook_bodies": 3,
-            "quarantined_bodies": 0,
-            "published_events": 0,
-            "late_bodies_of_the_erased": 0,
-            "idempotency_keys": 0,
-        },
-        "failed": [],
-    }
+    answer = run()
+    assert (answer["ok"], answer["complete"], answer["failed"]) == (True, True, [])
+    assert list(answer["done"]) == [task.name for task in maintenance.TASKS]
+    assert answer["done"]["webhook_bodies"] == 3
     gone = {event_id for event_id, kept in bodies(system_db).items() if not kept}
     assert gone == {"processed_31_1", "ignored_31_1", "stale_31_1"}
     assert len(bodies(system_db)) == 2 * len(STATUSES)
@@ -132,6 +125,77 @@ def test_idempotency_keys_are_forgotten_after_their_day(system_db: Database) -> 
     assert [row["key"] for row in rows(system_db, "SELECT key FROM platform.idempotency_keys")] == ["new"]
 
 
+def test_invitations_that_nobody_accepted_are_forgotten_a_month_after_their_end(system_db: Database) -> None:
+    with system_db.connect() as owner:
+        populate(owner)
+        owner.execute(
+            """
+            UPDATE projects.shares
+            SET expires_at = now() - interval '31 days',
+                user_id = CASE WHEN organization_id = %(one)s THEN %(user)s END,
+                accepted_at = CASE WHEN organization_id = %(one)s THEN now() END
+            """,
+            {"one": ONE.organization, "user": OTHER.user},
+        )
+        owner.execute(
+            """
+            INSERT INTO projects.shares (organization_id, project_id, email, role, token_hash, expires_at)
+            SELECT organization_id, project_id, 'late@example.com', role, sha256(token_hash),
+                   now() - interval '29 days'
+            FROM projects.shares
+            WHERE organization_id = %s
+            """,
+            [OTHER.organization],
+        )
+    assert run()["done"]["invitations"] == 1
+    left = rows(system_db, "SELECT email, accepted_at FROM projects.shares ORDER BY email")
+    assert [(row["email"], row["accepted_at"] is None) for row in left] == [
+        ("eve@example.com", False),
+        ("late@example.com", True),
+    ]
+
+
+def test_counters_of_days_long_past_are_forgotten_but_the_newest_and_stocks(system_db: Database) -> None:
+    rows(
+        system_db,
+        """
+        WITH o AS (INSERT INTO tenancy.organizations (name) VALUES ('Acme') RETURNING id)
+        INSERT INTO billing.usage_counters (organization_id, key, period_start, period, period_end, used)
+        SELECT id, key, now() - age, (now() - age)::date, now() - age + interval '1 day', 1
+        FROM o
+        CROSS JOIN (VALUES
+            ('app.messages_per_day', interval '500 days'), ('app.messages_per_day', interval '450 days'),
+            ('app.messages_per_day', interval '399 days'), ('app.messages_per_month', interval '500 days')
+        ) AS counters (key, age)
+        UNION ALL
+        SELECT id, 'app.projects', '-infinity', NULL, NULL, 1 FROM o
+        """,
+    )
+    assert run()["done"]["daily_counters"] == 2
+    left = rows(system_db, "SELECT key FROM billing.usage_counters ORDER BY key")
+    assert [row["key"] for row in left] == ["app.messages_per_day", "app.messages_per_month", "app.projects"]
+
+
+def test_tables_that_changed_much_are_analysed_and_what_is_not_ours_is_left_alone(
+    system_db: Database,
+) -> None:
+    def due() -> set[str]:
+        return {row["name"] for row in rows(system_db, "SELECT platform.tables_to_analyze() AS name")}
+
+    with system_db.connect() as owner:
+        owner.execute("CREATE TABLE public.strangers AS SELECT FROM generate_series(1, 5000)")
+        receive(system_db, "processed", days_ago=1, count=2000)
+        owner.execute("SELECT pg_stat_force_next_flush()")
+    assert {"platform.webhook_inbox", "platform.audit_log"} <= due()
+    assert "public.strangers" not in due()
+    assert run()["done"]["statistics"] >= 2
+    assert due() == set()
+    assert run()["done"]["statistics"] == 0
+    rows(system_db, "SELECT platform.analyze_table('public.strangers')")
+    analysed = rows(system_db, "SELECT relname FROM pg_stat_user_tables WHERE last_analyze IS NOT NULL")
+    assert "strangers" not in {row["relname"] for row in analysed}
+
+
 def test_how_long_is_a_setting(system_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEBHOOK_BODY_DAYS", "7")
     monkeypatch.setenv("PUBLISHED_EVENT_DAYS", "7")
@@ -153,7 +217,9 @@ def test_many_rows_are_done_in_batches_each_a_transaction(
         sizes.append(inbox_upkeep.trim_bodies(tx, days=30, limit=limit))
         return sizes[-1]
 
-    monkeypatch.setattr(maintenance, "TASKS", (maintenance.Task("webhook_bodies", counted),))
+    monkeypatch.setattr(
+        maintenance, "TASKS", (maintenance.Task("webhook_bodies", maintenance.in_batches(counted)),)
+    )
     assert run()["done"] == {"webhook_bodies": 25}
     assert sizes == [10, 10, 5]
 
@@ -175,7 +241,7 @@ def test_one_tasks_defect_does_not_stop_the_others(
         tx.execute("SELECT 1 / 0")
         return 0
 
-    task = maintenance.Task("broken", broken)
+    task = maintenance.Task("broken", maintenance.in_batches(broken))
     monkeypatch.setattr(maintenance, "TASKS", (task, *maintenance.TASKS))
     receive(system_db, "processed", days_ago=31)
     answer = run()

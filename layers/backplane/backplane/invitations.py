@@ -8,6 +8,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
+from backplane import db
 from backplane.keys import ALPHABET, SECRET_LENGTH, hash_secret
 from backplane.problems import NotFound
 
@@ -15,6 +16,7 @@ Kind = Literal["project"]
 
 DEFAULT_SECONDS: Final = 7 * 86_400
 MAX_SECONDS: Final = 30 * 86_400
+FORGOTTEN: Final = 30  # days after the end of one that nobody accepted: until then it is listed as expired
 
 _FORM = re.compile(rf"bpi_({'|'.join(get_args(Kind))})_([0-9A-Za-z]{{{SECRET_LENGTH}}})")
 
@@ -44,3 +46,22 @@ def read(token: str) -> Invitation:
 
 def unknown() -> NotFound:
     return NotFound("There is no such invitation, or it was withdrawn or used. Ask for a new one.")
+
+
+def purge(tx: db.Tx, *, limit: int) -> int:
+    """Forgets invitations that ended so long ago, and with them whose address it was. Answers how many."""
+    return tx.execute(
+        """
+        DELETE FROM projects.shares
+        WHERE accepted_at IS NULL -- still, and not invited anew meanwhile
+          AND expires_at < clock_timestamp() - make_interval(days => %(days)s)
+          AND id IN (
+              SELECT id
+              FROM projects.shares
+              WHERE accepted_at IS NULL AND expires_at < clock_timestamp() - make_interval(days => %(days)s)
+              ORDER BY expires_at
+              LIMIT %(limit)s
+          )
+        """,
+        {"days": FORGOTTEN, "limit": limit},
+    ).rowcount

@@ -19,6 +19,8 @@ from pydantic import BaseModel
 from backplane import db, subscriptions
 from backplane.problems import FeatureNotInPlan, PlanLimitReached, Problem, QuotaExhausted, Unprocessable
 
+KEPT = 400  # days after a day's or a month's end: a year can be looked back on
+
 
 class Limit(BaseModel):
     limit: int  # -1: unlimited
@@ -117,6 +119,31 @@ def change_timezone(tx: db.Tx, organization_id: UUID, timezone: str) -> None:
             "The timezone must be a name of the IANA database, such as Europe/Berlin.",
             errors=[{"loc": ["body", "timezone"], "msg": "Unknown timezone", "type": "unknown_timezone"}],
         )
+
+
+def purge(tx: db.Tx, *, limit: int) -> int:
+    """Forgets counters of days and months that ended so long ago, but a key's newest, which says when the
+    next one may begin. Answers how many, `limit` at most.
+    """
+    return tx.execute(
+        """
+        DELETE FROM billing.usage_counters
+        WHERE (organization_id, key, period_start) IN (
+            SELECT u.organization_id, u.key, u.period_start
+            FROM billing.usage_counters AS u
+            WHERE u.period_end < clock_timestamp() - make_interval(days => %(days)s)
+              AND EXISTS (
+                  SELECT FROM billing.usage_counters AS newer
+                  WHERE newer.organization_id = u.organization_id
+                    AND newer.key = u.key
+                    AND newer.period_start > u.period_start
+              )
+            ORDER BY u.period_end
+            LIMIT %(limit)s
+        )
+        """,
+        {"days": KEPT, "limit": limit},
+    ).rowcount
 
 
 def _correct(tx: db.Tx, organization_id: UUID, keys: Sequence[str], by: int, at: datetime | None) -> None:

@@ -31,5 +31,11 @@ def take(connection: psycopg.Connection[DictRow], wait: float) -> None:
         time.sleep(random.uniform(0.05, 0.25))  # noqa: S311  jitter, not a secret
 
 
+def take_in_transaction(connection: psycopg.Connection[DictRow]) -> bool:
+    """Take the lock until the transaction ends, if it is free. Works through a pooler, too."""
+    row = connection.execute("SELECT pg_try_advisory_xact_lock(%s) AS held", [LOCK]).fetchone()
+    return bool(row and row["held"])
+
+
 def release(connection: psycopg.Connection[DictRow]) -> None:
     connection.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
