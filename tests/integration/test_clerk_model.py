@@ -20,6 +20,8 @@ from tests.senders import (
     clerk_item,
     clerk_membership,
     clerk_organization,
+    clerk_payer,
+    clerk_subscription,
     clerk_user,
     post_clerk,
 )
@@ -194,8 +196,26 @@ LIFE = {
     "renewal": clerk_item(
         "csub_item_1", payer="user_1", kind="updated", start=SECOND, end=THIRD, updated_at=T0 + 1
     ),
-    "end": clerk_item("csub_item_1", payer="user_1", kind="ended", status="ended", updated_at=T0 + 2),
-    "closing": clerk_organization("org_1", kind="deleted", updated_at=T0 + 2),
+    "subscription": clerk_subscription(
+        clerk_item("csub_item_1", status="past_due", start=SECOND, end=THIRD, updated_at=T0 + 2),
+        kind="pastDue",
+        updated_at=T0 + 2,
+    ),
+    "payment": {
+        "type": "paymentAttempt.updated",
+        "object": "event",
+        "data": {
+            "id": "payatt_1",
+            "object": "commerce_payment_attempt",
+            "status": "failed",
+            "payer": clerk_payer("user_1"),
+            "updated_at": T0 + 2,
+        },
+        "timestamp": T0 + 2,
+    },
+    "leaving": clerk_membership("user_1", "org_1", kind="deleted", updated_at=T0 + 3),
+    "end": clerk_item("csub_item_1", payer="user_1", kind="ended", status="ended", updated_at=T0 + 3),
+    "closing": clerk_organization("org_1", kind="deleted", updated_at=T0 + 4),
 }
 STATE = """
     SELECT (SELECT count(*) FROM platform.webhook_inbox) AS inbox,
