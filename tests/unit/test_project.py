@@ -302,7 +302,9 @@ def test_a_function_may_sign_in_by_token_as_its_own_login_and_no_other(name: str
         for statement in policy["Statement"]
         if "rds-db:connect" in json.dumps(statement)
     ]
-    assert [statement["Action"] for statement in granted] == ["rds-db:connect"]
+    short = (LOGINS[name] or "").removeprefix("backplane_")
+    assert len(granted) == 1, f"add `- *sign_in_as_{short}` to the statements of {name}'s policy"
+    assert granted[0]["Action"] == "rds-db:connect"
     (resource,) = (statement["Resource"]["Fn::Sub"] for statement in granted)
     assert resource.endswith(f":dbuser:${{DatabaseIamResourceId}}/{LOGINS[name]}")
 
