@@ -60,7 +60,8 @@ class Artefacts:
         request.wfile.write(body)
         self._afterwards(request, parts.path)
 
-    def _of(self, path: str, query: str) -> tuple[int, dict[str, str], bytes]:
+    def _of(self, path: str, query: str) -> tuple[int, dict[str, str], bytes | memoryview]:
+        whole = memoryview(self.content)  # whose parts are no copies
         typed = {"content-type": TYPE}
         sized = typed | {"content-length": str(len(self.content))}
         chunked = typed | {"transfer-encoding": "chunked"}
@@ -68,10 +69,10 @@ class Artefacts:
         if path == "/flaky" and self.fails > 0:
             self.fails -= 1
             return 503, nothing, b""
-        return {
+        answers: dict[str, tuple[int, dict[str, str], bytes | memoryview]] = {
             "/whole": (200, sized, self.content),
             "/flaky": (200, sized, self.content),
-            "/cut": (200, sized, self.content[:-1000]),
+            "/cut": (200, sized, whole[:-1000]),
             "/claims": (200, typed | {"content-length": query}, self.content),
             "/chunked": (200, chunked, b""),
             "/cut-chunks": (200, chunked, b""),
@@ -82,8 +83,9 @@ class Artefacts:
             "/circle": (302, nothing | {"location": "/circle"}, b""),
             "/nowhere": (302, nothing, b""),
             "/drip": (200, sized, b""),
-            "/half": (200, sized, self.content[: len(self.content) // 2]),  # the rest when it is released
-        }.get(path, (404, nothing, b""))
+            "/half": (200, sized, whole[: len(whole) // 2]),  # the rest when it is released
+        }
+        return answers.get(path, (404, nothing, b""))
 
     def _afterwards(self, request: BaseHTTPRequestHandler, path: str) -> None:
         match path:

@@ -8,7 +8,7 @@ from aws_lambda_powertools import Logger
 from backplane import buckets, db, stored_objects
 from backplane.problems import Unavailable
 
-FOLDERS = ("projects/", "uploads/")
+FOLDERS = ("artifacts/", "projects/", "uploads/")
 MOST_TOLD = 100
 
 logger = Logger(child=True)

@@ -60,6 +60,7 @@ IMPERSONAL = {
     "credits.holds": {"operation", "idempotency_key", "request_hash", "actor"},
     "credits.operations": {"*"},
     "credits.sign_up_claims": {"email_hash"},  # keyed; kept so that sign-up credits come once an address
+    "deploys.artifacts": {"sha256"},
     "deploys.deployment_events": {"source", "actor", "external_id"},
     "deploys.deployments": {"stale_reason"},  # ours
     "deploys.provider_jobs": {"external_id"},

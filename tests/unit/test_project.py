@@ -30,7 +30,9 @@ LOGINS = {
     "account": "backplane_app",
     "billing": "backplane_app",
     "admin": "backplane_system",  # a platform admin sees every organisation
+    "artifact_copier": "backplane_system",
     "backup": "backplane_backup",
+    "build_webhook": "backplane_system",
     "clerk_webhook": "backplane_system",
     "credits": "backplane_app",
     "deployments": "backplane_app",
@@ -67,7 +69,10 @@ WITHOUT_A_ROUTER = {
     "/health",
     "/openapi.json",
     "/webhooks/clerk",
+    "/webhooks/eas/{integration_id}",
+    "/webhooks/github/{integration_id}",
     "/webhooks/stripe",
+    "/webhooks/vercel/{integration_id}",
 }
 # They have no business with the database: no login, no secret.
 WITHOUT_A_DATABASE = {"openapi"}

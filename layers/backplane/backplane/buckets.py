@@ -37,6 +37,14 @@ class Landed:
 
 
 @dataclass(frozen=True)
+class Place:
+    """The bucket, for what streams into it: see multipart."""
+
+    client: Any
+    name: str
+
+
+@dataclass(frozen=True)
 class PresignedPost:
     url: str
     fields: dict[str, str]
@@ -178,6 +186,10 @@ def download_url(key: str, version: str, file_name: str) -> str:
         ExpiresIn=DOWNLOAD_SECONDS,
     )
     return url
+
+
+def place() -> Place:
+    return Place(_client(), name())
 
 
 def name() -> str:

@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     deleted_project_days: int = Field(default=30, ge=1, le=3650)  # a deleted project can be restored for
     max_upload_bytes: int = Field(default=100 * 1024**2, gt=0, le=5 * 1024**3)  # S3 takes no larger POST
 
+    # The largest artefact of a build that is copied.
+    max_artifact_bytes: int = Field(default=2 * 1024**3, gt=0)
+
     # Senders.
     stripe_webhook_secret_arn: str | None = None
     stripe_api_key_secret_arn: str | None = None  # {"key"}; unset: Stripe is never asked

@@ -13,9 +13,18 @@ Provider = Literal[
 Platform = Literal["ios", "android", "web", "all"]
 JobKind = Literal["build", "submission"]
 Outcome = Literal["applied", "stale", "terminal", "unknown"]
-Source = Literal["user", "callback", "poll", "sweeper"]
+Source = Literal["user", "callback", "poll", "sweeper", "copier"]
 EventKind = Literal[
-    "started", "linked", "reported", "completed", "canceled", "went_stale", "given_up", "deleted"
+    "started",
+    "linked",
+    "reported",
+    "completed",
+    "canceled",
+    "went_stale",
+    "given_up",
+    "deleted",
+    "artifact_stored",
+    "artifact_failed",
 ]
 
 TERMINAL: Final[frozenset[Status]] = frozenset(get_args(End))
@@ -57,6 +66,7 @@ class Report:
     app_version: str | None = None
     build_number: str | None = None
     git_commit: str | None = None
+    artifact_expires_at: datetime | None = None  # when the provider takes away what `urls` tell of
     build_log: str | None = None
     error: str | None = None
 

@@ -10,7 +10,7 @@ Locks are taken in one order everywhere: the organisation's counts, the project,
 from typing import Final
 from uuid import UUID
 
-from backplane import db, deployment_rows, inbox, limits, outbox, project_status
+from backplane import artifacts, db, deployment_rows, inbox, limits, outbox, project_status
 from backplane.deployment_reports import TERMINAL, Outcome, Provider, Report, Status, Urls, judge
 from backplane.deployment_rows import LIMIT, Deployment
 
@@ -78,6 +78,7 @@ def advance(tx: db.Tx, deployment_id: UUID, report: Report) -> Outcome:
     if deployment.status not in TERMINAL and not _of_a_submission(report):
         deployment_rows.store(tx, deployment, status, report)
     deployment_rows.record(tx, deployment, report.kind, status, report, detail=report.error)
+    artifacts.offer(tx, deployment.id, report)
     if status != deployment.status:
         _follow(tx, deployment, status)
     return outcome

@@ -29,8 +29,11 @@ class UploadError(RuntimeError):
 class Bucket(Protocol):
     """Where objects go: boto3's client for S3, and the bucket's name."""
 
-    client: Any
-    name: str
+    @property
+    def client(self) -> Any: ...
+
+    @property
+    def name(self) -> str: ...
 
 
 def part_size(most: int) -> int:

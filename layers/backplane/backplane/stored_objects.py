@@ -19,7 +19,7 @@ from backplane.problems import InvalidState, NotFound, Unavailable
 LIMIT = "site.storage_bytes"
 FILES_GRANT = timedelta(minutes=15)  # longer than any function runs
 
-Kind = Literal["files", "upload", "bundle"]
+Kind = Literal["files", "upload", "bundle", "artifact"]
 State = Literal["granted", "stored", "expired", "rejected", "deleted"]
 
 
