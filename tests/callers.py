@@ -17,6 +17,7 @@ import deployments
 import generations
 import integrations
 import jwt
+import organizations
 import plans
 import projects
 import pytest
@@ -50,7 +51,8 @@ FUNCTIONS: dict[str, tuple[api.Router, api.Handler]] = {
     "/v1/storage": (files.router, files.handler),
     "/v1/projects": (projects.router, projects.handler),
     "/v1/activity": (projects.router, projects.handler),
-    "/v1/invitations": (projects.router, projects.handler),
+    "/v1/organizations": (organizations.router, organizations.handler),
+    "/v1/invitations": (organizations.router, organizations.handler),
     "/v1/generations": (generations.router, generations.handler),
     "/v1/deployments": (deployments.router, deployments.handler),
 }

@@ -40,6 +40,10 @@ INSERTS = {
         INSERT INTO tenancy.former_members (organization_id, user_id, removed_at, as_of)
         VALUES (%(organization)s, %(user)s, now(), '1')
     """,
+    "tenancy.invitations": """
+        INSERT INTO tenancy.invitations (organization_id, email, role, token_hash, expires_at)
+        VALUES (%(organization)s, 'eve@example.com', 'viewer', sha256(convert_to(%(n)s::text, 'UTF8')), now())
+    """,
     "billing.customers": """
         INSERT INTO billing.customers (organization_id, provider, provider_customer_id)
         VALUES (%(organization)s, 'stripe', 'cus_' || %(n)s)

@@ -124,6 +124,9 @@ ROWS = """
     VALUES (%(own)s, 'clerk', 'evt_' || right(%(mark)s, 1), 'x', 'active', now(),
             jsonb_build_object('name', %(mark)s));
 
+    INSERT INTO tenancy.invitations (organization_id, email, role, token_hash, expires_at)
+    VALUES (%(own)s, lower(%(mark)s) || '@example.com', 'viewer', sha256(%(mark)s), now());
+
     INSERT INTO platform.api_keys (kind, organization_id, name, prefix, secret_hash, scopes)
     VALUES ('organization', %(own)s, %(mark)s, 'prefix' || right(%(mark)s, 1), sha256('x'), '{read}');
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from local.openapi import template
 from local.openapi.examples import EXAMPLES
@@ -24,7 +24,6 @@ from tests.stripe_api import FakeStripe
 
 from backplane.scopes import SCOPES_OF_KEY
 
-CLERK_ORGANIZATION = "org_acme"
 QUERIES = {
     "/v1/projects/search": {"q": "basket"},
     "/v1/projects/{project_id}/files/content": {"path": "src/basket.ts"},
@@ -49,12 +48,12 @@ class Made:
 class World:
     def __init__(self, database: Database, stripe: FakeStripe) -> None:
         self.database = database
-        # Clerk has no owners: the first admin who comes is.
-        first = sign_up("user_owner", org_id=CLERK_ORGANIZATION, org_role="org:admin")
-        self.as_owner, self.organization_id = first.token, first.organization_id
+        self.as_owner = sign_up("user_owner").token
+        made = send("POST", "/v1/organizations", self.as_owner, body={"name": "Acme"})
+        self.organization_id = UUID(made.body["id"])
         self.people = [
             *(self._member(role) for role in ("viewer", "member", "editor", "admin")),
-            Caller("owner", self.as_owner),
+            Caller("owner", self.as_owner, names_organization=True),
         ]
         self.keys = {
             scope: Caller(f"key of {scope}", mint(database, self.organization_id, [scope]))
@@ -106,9 +105,9 @@ class World:
 
     def post(self, path: str, credential: str | None = None, **body: Any) -> Any:
         """What the owner gets when he posts this."""
-        named = self.organization_id if credential else None
         credential = credential or self.as_owner
-        answer = send("POST", path, credential, body=body or None, key=str(uuid4()), organization=named)
+        there = self.organization_id
+        answer = send("POST", path, credential, body=body or None, key=str(uuid4()), organization=there)
         assert 200 <= answer.status < 300, (path, answer.body)
         return answer.body
 
@@ -122,7 +121,23 @@ class World:
         return nullcontext() if os.environ["DATABASE_URL"] == url else self.database.as_role(role)
 
     def _member(self, role: str) -> Caller:
-        return Caller(role, token(f"user_{role}", org_id=CLERK_ORGANIZATION, org_role=f"org:{role}"))
+        return Caller(role, self.join(role, role), names_organization=True)
+
+    def join(self, name: str, role: str, organization_id: object = None) -> str:
+        """Makes somebody a member of the world's organisation, or another. Answers his token."""
+        member = sign_up(f"user_{name}")
+        rows(
+            self.database,
+            """
+            INSERT INTO tenancy.organization_members (organization_id, user_id, role)
+            VALUES (%s, %s, %s)
+            ON CONFLICT (organization_id, user_id) DO UPDATE SET role = EXCLUDED.role
+            """,
+            organization_id or self.organization_id,
+            member.user_id,
+            role,
+        )
+        return member.token
 
     def _furnish(self, stripe: FakeStripe) -> None:
         """What payments bring: a plan on which everything is allowed, credits, a customer of Stripe's."""
@@ -153,7 +168,8 @@ def _project(world: World) -> Made:
 
 def _deleted_project(world: World) -> Made:
     made = _project(world)
-    deleted = send("DELETE", f"/v1/projects/{made.names['project_id']}", world.as_owner)
+    path = f"/v1/projects/{made.names['project_id']}"
+    deleted = send("DELETE", path, world.as_owner, organization=world.organization_id)
     assert deleted.status == 204
     return made
 
@@ -202,6 +218,31 @@ def _organization_key(world: World) -> Made:
     return Made({"key_id": world.post("/v1/api-keys", name="Nightly export")["id"]})
 
 
+def _organization(world: World) -> Made:
+    return Made({"organization_id": world.organization_id})
+
+
+def _organization_to_end(world: World) -> Made:
+    made = world.post("/v1/organizations", name="Acme to end")["id"]
+    for role in ("viewer", "member", "editor", "admin"):
+        world.join(role, role, made)
+    return Made({"organization_id": made})
+
+
+def _member(world: World) -> Made:
+    """One who is there to be changed, removed or made the owner; the owner is the owner again."""
+    world.join("owner", "owner")
+    user_id = sign_up("user_spare").user_id
+    world.join("spare", "viewer")
+    return Made({"organization_id": world.organization_id, "user_id": user_id}, {"user_id": str(user_id)})
+
+
+def _invitation(world: World) -> Made:
+    path = f"/v1/organizations/{world.organization_id}/invitations"
+    invitation = world.post(path, email="eve@example.com")["id"]
+    return Made({"organization_id": world.organization_id, "invitation_id": invitation})
+
+
 def _plan(world: World) -> Made:
     key = f"plan_{uuid4().hex}"
     world.post_as_root("/v1/admin/plans", key=key, tier="pro", name="Pro", credits=1)
@@ -232,7 +273,8 @@ def _ended_deployment(world: World) -> Made:
 
 def _integration(world: World) -> Made:
     body = EXAMPLES["PUT", "/v1/integrations/<integration_type>"]
-    answer = send("PUT", "/v1/integrations/expo", world.as_owner, body=body)
+    there = world.organization_id
+    answer = send("PUT", "/v1/integrations/expo", world.as_owner, body=body, organization=there)
     assert answer.status == 200, answer.body
     return Made({"integration_type": "expo"})
 
@@ -255,6 +297,11 @@ MAKERS: dict[str, Callable[[World], Made]] = {
     "/v1/credits/holds/{hold_id}": _hold,
     "/v1/admin/credits/{organization_id}": lambda world: Made({"organization_id": world.organization_id}),
     "/v1/api-keys/{key_id}": _organization_key,
+    "/v1/organizations/{organization_id}": _organization,
+    "DELETE /v1/organizations/{organization_id}": _organization_to_end,
+    "/v1/organizations/{organization_id}/transfer": _member,
+    "/v1/organizations/{organization_id}/members/{user_id}": _member,
+    "/v1/organizations/{organization_id}/invitations/{invitation_id}": _invitation,
     "/v1/admin/service-keys/{key_id}": _service_key,
     "/v1/admin/plans/{plan_key}": _plan,
     "/v1/admin/plans": lambda _: Made(body={"key": f"plan_{uuid4().hex}"}),

@@ -16,9 +16,9 @@ from backplane.scopes import SCOPES_OF_KEY
 
 SCOPES = SCOPES_OF_KEY["organization"]
 
-# What a key may do in the words of products that know three rights only. These two scopes open deletions.
+# What a key may do in the words of products that know three rights only. The second are what deletes.
 WRITING = SCOPES - {"read"}
-DELETING = frozenset({"projects:write", "files:write"})
+DELETING = frozenset({"projects:write", "files:write", "deployments:write"})
 
 LAST = datetime(9999, 1, 1, tzinfo=UTC)  # whatever its offset, the database and Python both have it
 

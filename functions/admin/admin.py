@@ -76,10 +76,10 @@ def users(
 @router.get("/v1/admin/audit-log", scope="admin")
 def audit(
     tx: api.Tx, *, organization_id: UUID | None = None, limit: paging.Limit = 20, cursor: paging.Cursor = None
-) -> paging.Page[people.AuditEntry]:
+) -> paging.Page[audit_log.AuditEntry]:
     """Who did what to whom, newest first."""
     before = paging.decode_cursor(cursor, UUID)
-    items = people.newest_entries(tx, organization_id=organization_id, before=before, limit=limit + 1)
+    items = audit_log.newest(tx, organization_id=organization_id, before=before, limit=limit + 1)
     return paging.page(items, limit, lambda last: last.id)
 
 

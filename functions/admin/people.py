@@ -1,7 +1,6 @@
-"""Users, the record of who did what, and of who was erased, newest first."""
+"""Users, and the record of who was erased, newest first."""
 
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -21,20 +20,10 @@ class User(BaseModel):
     deleted_at: datetime | None
 
 
-class AuditEntry(BaseModel):
-    id: UUID
-    organization_id: UUID | None
-    actor: str
-    action: str
-    target: str
-    details: dict[str, Any]
-    created_at: datetime
-
-
 class ErasureReport(BaseModel):
     id: UUID
-    user_id: UUID
-    organization_id: UUID | None  # his personal one
+    user_id: UUID | None  # null: a deleted organisation was erased
+    organization_id: UUID | None  # that one; a user's personal one
     actor: str
     erased: dict[str, int]  # rows by table
     created_at: datetime
@@ -56,23 +45,6 @@ def newest_users(tx: db.Tx, *, email: str | None, before: UUID | None, limit: in
         {"email": email, "before": before, "limit": limit},
     ).fetchall()
     return [User.model_validate(row) for row in rows]
-
-
-def newest_entries(
-    tx: db.Tx, *, organization_id: UUID | None, before: UUID | None, limit: int
-) -> list[AuditEntry]:
-    rows = tx.execute(
-        """
-        SELECT id, organization_id, actor, action, target, details, created_at
-        FROM platform.audit_log
-        WHERE (%(organization_id)s::uuid IS NULL OR organization_id = %(organization_id)s)
-          AND (%(before)s::uuid IS NULL OR id < %(before)s)
-        ORDER BY id DESC
-        LIMIT %(limit)s
-        """,
-        {"organization_id": organization_id, "before": before, "limit": limit},
-    ).fetchall()
-    return [AuditEntry.model_validate(row) for row in rows]
 
 
 def newest_erasures(tx: db.Tx, *, before: UUID | None, limit: int) -> list[ErasureReport]:

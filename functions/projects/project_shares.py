@@ -1,7 +1,7 @@
 """Shares: people of other organisations who were invited to a project, and what each may do there."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Literal
 from uuid import UUID
 
 from pydantic import BaseModel, Field
@@ -9,16 +9,13 @@ from pydantic import BaseModel, Field
 from backplane import api, db, invitations, outbox
 from backplane.access import Access
 from backplane.auth import Caller
-from backplane.problems import Conflict, Forbidden, InvalidState, NotFound
+from backplane.problems import Conflict, NotFound
 
 Role = Literal["viewer", "editor", "admin"]
 
-# Deliberately loose: who can read mail sent there decides, not we.
-Email = Annotated[str, Field(max_length=254, pattern=r"^[^\s@]+@[^\s@]+\.[^\s@]+$")]
-
 
 class NewShare(api.Body):
-    email: Email
+    email: invitations.Email
     role: Role = "viewer"
     expires_in: int = Field(default=invitations.DEFAULT_SECONDS, ge=60, le=invitations.MAX_SECONDS)  # seconds
 
@@ -36,13 +33,6 @@ class Share(BaseModel):
 
 class InvitedShare(Share):
     token: str | None = None  # for the invited person; shown once
-
-
-class Accepted(BaseModel):
-    kind: invitations.Kind
-    organization_id: UUID
-    project_id: UUID
-    role: Role
 
 
 _COLUMNS = """
@@ -116,19 +106,3 @@ def remove(tx: db.Tx, project_id: UUID, share_id: UUID) -> None:
     )
     if not removed.rowcount:
         raise NotFound("This project has no such share.")
-
-
-def accept(tx: db.Tx, caller: Caller, invitation: invitations.Invitation) -> Accepted:
-    """Opens the project to the caller, who may be anybody that was given the token. Raises NotFound,
-    Conflict (expired), Forbidden (a key is nobody).
-    """
-    if caller.user_id is None:
-        raise Forbidden("An invitation is for a person: accept it with a session token.")
-    row = tx.execute(
-        "SELECT * FROM projects.accept_share(%s, %s)", [invitation.token_hash, caller.user_id]
-    ).fetchone()
-    if row is None or row["outcome"] == "unknown":
-        raise invitations.unknown()
-    if row["outcome"] == "expired":
-        raise InvalidState("The invitation has expired. Ask for a new one.")
-    return Accepted.model_validate(row | {"kind": invitation.kind})

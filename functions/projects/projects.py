@@ -13,9 +13,8 @@ import project_shares
 from aws_lambda_powertools.event_handler.openapi.params import Query
 from project_requests import Changes, Kind, NewProject
 from project_views import Project, ProjectDetails, PublicProject
-from pydantic import Field
 
-from backplane import access, api, auth, invitations, messages, paging
+from backplane import access, api, auth, messages, paging
 from backplane.problems import Conflict, FeatureNotInPlan, InvalidState, PlanLimitReached
 
 router = api.Router()
@@ -186,16 +185,6 @@ def unshare(project_id: UUID, share_id: UUID, caller: api.Caller, tx: api.Tx) ->
     """Ends a share, or an invitation to one."""
     access.enter_as_manager(tx, caller, project_id)
     project_shares.remove(tx, project_id, share_id)
-
-
-class Acceptance(api.Body):
-    token: str = Field(min_length=1, max_length=200)
-
-
-@router.post("/v1/invitations/accept", scope="read", raises=(InvalidState,))
-def accept(body: Acceptance, caller: api.Caller, tx: api.Tx) -> project_shares.Accepted:
-    """Accepts an invitation. It is for a person: send a session token."""
-    return project_shares.accept(tx, caller, invitations.read(body.token))
 
 
 handler = api.lambda_handler(router)

@@ -1,5 +1,5 @@
-"""Each minute: what was begun and not ended in time is given up, so that it blocks and costs nobody, and of
-deployments that are silent their providers are asked.
+"""Each minute: what was begun and not ended in time is given up, so that it blocks and costs nobody, what
+deleted organisations left is erased, and of deployments that are silent their providers are asked.
 """
 
 import time
@@ -12,7 +12,7 @@ import psycopg
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from backplane import audits, db, holds, leases, outbox
+from backplane import audits, db, erasure, holds, leases, outbox
 from backplane.problems import Problem
 
 BATCH = 500  # of each kind; what is more comes the next minute
@@ -25,8 +25,8 @@ logger = Logger()
 
 @logger.inject_lambda_context(clear_state=True)
 def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001  a schedule says nothing
-    """Answers {ok, generations, accounts, polled, unheard}: how many were given up, had holds to free, were
-    asked about and told nothing of.
+    """Answers {ok, generations, accounts, organizations, polled, unheard}: how many were given up, had holds
+    to free, were erased, were asked about and told nothing of.
 
     `ok` is false where one could not be: the log says why, and the next minute tries again.
     """
@@ -37,15 +37,23 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
     given_up = _each(lapsed, lambda generation_id: db.run(lambda tx: leases.give_up(tx, generation_id)), ends)
     overdue = db.run(lambda tx: holds.overdue(tx, limit=BATCH))
     booked = _each(overdue, audits.book_due, ends)
+    deleted = db.run(lambda tx: erasure.organizations_to_erase(tx, limit=BATCH))
+    erased = _each(deleted, _erase, ends)
     polled = deployment_polls.sweep(most=POLLS, ends=ends - LONGEST_POLL)
     outbox.poke()
+    done = [len(given_up), len(booked), len(erased)]
     return {
-        "ok": len(given_up) == len(lapsed) and len(booked) == len(overdue) and None not in polled,
+        "ok": done == [len(lapsed), len(overdue), len(deleted)] and None not in polled,
         "generations": sum(given_up),
         "accounts": sum(booked),
+        "organizations": sum(erased),
         "polled": len(polled),
         "unheard": polled.count(False),
     }
+
+
+def _erase(organization_id: UUID) -> bool:
+    return db.run(lambda tx: erasure.erase_organization(tx, organization_id, actor="system"))
 
 
 def _each(ids: list[UUID], work: Callable[[UUID], bool], ends: float) -> list[bool]:
@@ -57,5 +65,5 @@ def _each(ids: list[UUID], work: Callable[[UUID], bool], ends: float) -> list[bo
         try:
             done.append(work(each))
         except (psycopg.Error, Problem):
-            logger.exception("not given up", id=str(each))
+            logger.exception("not done", id=str(each))
     return done

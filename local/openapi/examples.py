@@ -35,6 +35,16 @@ EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
         "name": "Workers",
         "scopes": ["read", "credits:settle", "generations:finish"],
     },
+    ("POST", "/v1/organizations"): {"name": "Tea and Sons", "description": "Sells leaves, by weight"},
+    ("PATCH", "/v1/organizations/<organization_id>"): {"name": "Tea", "timezone": "Asia/Kolkata"},
+    ("POST", "/v1/organizations/<organization_id>/transfer"): {
+        "user_id": "01890a5d-ac96-774b-bcce-b302099a8057"
+    },
+    ("PATCH", "/v1/organizations/<organization_id>/members/<user_id>"): {"role": "editor"},
+    ("POST", "/v1/organizations/<organization_id>/invitations"): {
+        "email": "bob@example.com",
+        "role": "editor",
+    },
     ("POST", "/v1/projects"): {
         "title": "A shop for tea",
         "description": "Sells leaves, by weight",

@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from backplane import api, problems
-from backplane.scopes import SCOPES_OF_KEY, SCOPES_OF_ROLE
+from backplane import api, problems, scopes
+from backplane.scopes import SCOPES_OF_KEY
 from local.openapi.examples import EXAMPLES
 from local.openapi.problem_answers import JSON, Answers
 from local.openapi.schemas import PREFIX
@@ -16,8 +16,9 @@ PARAMETERS: dict[str, Any] = {
         "name": "X-Organization-Id",
         "in": "header",
         "required": False,
-        "description": "The organisation that a service key acts for, which must name one."
-        " A platform admin may; from anybody else it is refused.",
+        "description": "The organisation to act in: one of Backplane's making that the user is a member of,"
+        " any for a platform admin. A service key must name one, an organisation's key may not. A path that"
+        " names an organisation counts before it.",
         "schema": {"type": "string", "format": "uuid"},
     },
     "repeat_key": {
@@ -96,8 +97,7 @@ def operation(drafted: Drafted, answers: Answers) -> dict[str, Any]:
 
 def least_role(scope: str) -> str:
     """Of an organisation's roles, or platform_admin."""
-    roles = (role for role, scopes in SCOPES_OF_ROLE.items() if scope in scopes)  # from the least
-    return next(roles, "platform_admin")
+    return scopes.least_role(scope) or "platform_admin"
 
 
 def _about(route: api.Declared) -> str:

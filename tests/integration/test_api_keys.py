@@ -231,9 +231,9 @@ def test_a_burst_of_a_thousand_requests_writes_its_use_once(
     statements: list[str] = []
     call = db.call
 
-    def counted(query: Any, params: Any = None) -> Any:
+    def counted(query: Any, params: Any = None, **options: Any) -> Any:
         statements.append(str(query))
-        return call(query, params)
+        return call(query, params, **options)
 
     monkeypatch.setattr(db, "call", counted)
     for _ in range(1000):

@@ -371,7 +371,7 @@ def test_the_sweeper_gives_up_what_is_over_and_nothing_else(
         "UPDATE credits.accounts SET next_due_at = now() WHERE organization_id = %s",
         bob.organization_id,
     )
-    answer = {"ok": True, "polled": 0, "unheard": 0}
+    answer = {"ok": True, "organizations": 0, "polled": 0, "unheard": 0}
     assert sweep(app_db) == answer | {"generations": 1, "accounts": 1}
     assert sweep(app_db) == answer | {"generations": 0, "accounts": 0}
     assert standing(app_db, ada) == (95, 5, 1, 1)

@@ -87,7 +87,8 @@ handler = api.lambda_handler(router)
 def signed_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`Bearer good` is somebody, everybody else is nobody."""
 
-    def authenticate(headers: dict[str, str]) -> auth.Caller:
+    def authenticate(headers: dict[str, str], *, path_organization: str | None) -> auth.Caller:
+        assert path_organization is None
         if headers.get("authorization") != "Bearer good":
             raise Unauthorized("Send `Authorization: Bearer …`.")
         return CALLER

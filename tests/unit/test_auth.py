@@ -31,6 +31,7 @@ USER = UUID("00000000-0000-7000-8000-000000000001")
 ISSUED_AT = datetime.fromtimestamp(NOW - 10, UTC)  # as the claims below have it
 HOME = UUID("00000000-0000-7000-8000-0000000000aa")  # the caller's organisation
 ELSEWHERE = UUID("00000000-0000-7000-8000-0000000000bb")  # another live one
+AT_CLERKS = UUID("00000000-0000-7000-8000-0000000000ee")  # one that Clerk manages, of the caller's too
 DELETED = UUID("00000000-0000-7000-8000-0000000000cc")
 NOWHERE = UUID("00000000-0000-7000-8000-0000000000dd")
 KEY_ID = UUID("00000000-0000-7000-8000-00000000000b")
@@ -62,7 +63,7 @@ UNKNOWN_USER = resolved(
 
 @dataclass
 class World:
-    """The database as these tests need it: it answers the three look-ups and remembers them."""
+    """The database as these tests need it: it answers the look-ups and remembers them."""
 
     caller: dict[str, Any] = field(default_factory=resolved)
     provisioned: dict[str, Any] = field(default_factory=resolved)
@@ -77,6 +78,12 @@ class World:
             return self.caller
         if "platform.find_api_key" in query:
             return self._find_api_key(params["prefix"])
+        if "tenancy.find_membership" in query:
+            assert params["user_id"] == USER
+            return {
+                ELSEWHERE: {"role": "editor", "is_clerks": False},
+                AT_CLERKS: {"role": "owner", "is_clerks": True},
+            }.get(params["organization_id"])
         assert "tenancy.find_organization" in query
         states = {HOME: "active", ELSEWHERE: "active", DELETED: "deleted"}
         return {"id": params["id"], "state": states[params["id"]]} if params["id"] in states else None
@@ -226,9 +233,11 @@ REFUSALS = {
     "a membership that ended": Refusal(
         Forbidden, "not a member", IN_ORGANIZATION, arrange=provisions(member_role=None)
     ),
-    "a user who names an organisation": Refusal(Forbidden, "platform admins", SESSION, named(ELSEWHERE)),
-    "a user who names his own": Refusal(Forbidden, "platform admins", SESSION, named(HOME)),
-    "a user who names nonsense": Refusal(Forbidden, "platform admins", SESSION, named("nonsense")),
+    "a user who names another's organisation": Refusal(Forbidden, "no member", SESSION, named(DELETED)),
+    "a user who names an unknown organisation": Refusal(Forbidden, "no member", SESSION, named(NOWHERE)),
+    "a user who names nothing": Refusal(Forbidden, "no member", SESSION, named("")),
+    "a user who names nonsense": Refusal(Forbidden, "no member", SESSION, named("nonsense")),
+    "a user who names one of Clerk's": Refusal(Forbidden, "setActive", SESSION, named(AT_CLERKS)),
     "an admin who names nonsense": Refusal(BadRequest, "UUID", ROOT, named("nonsense")),
     "an admin who names nothing": Refusal(BadRequest, "UUID", ROOT, named("")),
     "an admin who names a deleted organisation": Refusal(NotFound, "no organisation", ROOT, named(DELETED)),
@@ -276,9 +285,6 @@ def test_a_refused_user_is_not_provisioned(world: World) -> None:
         world.caller = resolved(user_state=state, organization_id=None, member_role=None)
         with pytest.raises(Problem):
             call(token())
-    world.caller = UNKNOWN_USER
-    with pytest.raises(Forbidden):
-        call(token(), x_organization_id=str(ELSEWHERE))
     assert world.provisionings == []
 
 
@@ -442,12 +448,37 @@ def test_a_platform_admin_is_stored_or_listed(
     assert caller.role == "owner"
 
 
+def test_a_user_acts_in_an_organisation_that_he_names_as_what_he_is_there(world: World) -> None:
+    world.caller = resolved(member_role="owner")
+    there = call(token(), x_organization_id=str(ELSEWHERE).upper())
+    assert (there.organization_id, there.role) == (ELSEWHERE, "editor")
+    assert there.scopes == auth.SCOPES_OF_ROLE["editor"]
+    assert len(world.calls) == 2
+    assert call(token(), x_organization_id=str(HOME)) == call(token())
+    member = auth.authenticate(
+        {"authorization": SESSION, "x-organization-id": "nonsense"}, path_organization=str(ELSEWHERE), now=NOW
+    )
+    assert member == there  # the path counts before the header
+
+
+@pytest.mark.parametrize(
+    "credential", [SESSION, ROOT, ORGANIZATION, SERVICE], ids=["user", "root", "key", "server"]
+)
+def test_a_path_that_names_nothing_of_the_callers_is_no_place(world: World, credential: str) -> None:
+    for path in (str(NOWHERE), str(DELETED), "nonsense", ""):
+        with pytest.raises(NotFound, match="no such organisation"):
+            auth.authenticate({"authorization": credential}, path_organization=path, now=NOW)
+    headers = {"authorization": credential}
+    if credential is not SESSION:
+        assert auth.authenticate(headers, path_organization=str(HOME), now=NOW).organization_id == HOME
+
+
 def test_a_platform_admin_may_do_everything_wherever_he_looks(world: World) -> None:
     visiting = call(token(sub="user_root"), x_organization_id=str(ELSEWHERE))
     assert (visiting.organization_id, visiting.user_id, visiting.role) == (ELSEWHERE, USER, None)
     assert visiting.scopes == SCOPES_OF_PLATFORM_ADMIN
     assert call(token(sub="user_root"), x_organization_id=str(HOME)).role == "owner"
-    assert len(world.calls) == 4
+    assert len(world.calls) == 3  # nothing to look up of his own
 
 
 def test_a_platform_admin_is_provisioned_like_anyone(world: World) -> None:

@@ -44,6 +44,7 @@ LOGINS = {
     "ledger_audit": "backplane_system",
     "maintenance": "backplane_system",
     "migrate": None,
+    "organizations": "backplane_app",
     "outbox_publisher": "backplane_system",
     "plan_credits": "backplane_system",
     "plans": "backplane_app",

@@ -58,6 +58,9 @@ __all__ = [
 # router: webhooks are authenticated by their signatures.)
 PUBLIC_ROUTES = frozenset({"GET /v1/plans"})
 
+# What is asked under this path is asked in the organisation that it names: the caller's role there counts.
+OF_AN_ORGANIZATION = "/v1/organizations/<organization_id>"
+
 JSON = "application/json"
 
 T = TypeVar("T")
@@ -234,7 +237,7 @@ class Resolver(APIGatewayHttpResolver):
     def _call_route(self, route: Route, route_arguments: dict[str, str]) -> ResponseBuilder[Any]:
         try:
             if (route.method, route.path) in self._scopes:
-                self._admit(route)
+                self._admit(route, route_arguments)
                 if first := self._first_answer(route):
                     return ResponseBuilder(first, serializer=_to_json, route=route)
             self.context["commit"] = partial(self._commit, route)
@@ -248,12 +251,13 @@ class Resolver(APIGatewayHttpResolver):
             return builder
         return super()._call_route(route, route_arguments)
 
-    def _admit(self, route: Route) -> None:
+    def _admit(self, route: Route, arguments: dict[str, str]) -> None:
         event = self.current_event.raw_event
         scope = self._scopes[route.method, route.path]
         if scope is not None:
             headers = {name.lower(): value for name, value in (event.get("headers") or {}).items()}
-            caller = auth.authenticate(headers)
+            there = arguments["organization_id"] if route.path.startswith(OF_AN_ORGANIZATION) else None
+            caller = auth.authenticate(headers, path_organization=there)
             auth.require(caller, scope)
             self.context["caller"] = caller
             logger.append_keys(organization_id=str(caller.organization_id), actor=caller.actor)

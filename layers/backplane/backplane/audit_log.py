@@ -1,12 +1,24 @@
 """Who did what to whom: rows that are only ever added. Names are pseudonymous, `user:<id>`, `key:<id>`."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
+from pydantic import BaseModel
 
 from backplane import db
+
+
+class AuditEntry(BaseModel):
+    id: UUID
+    organization_id: UUID | None
+    actor: str
+    action: str
+    target: str
+    details: dict[str, Any]
+    created_at: datetime
 
 
 def write(
@@ -32,3 +44,57 @@ def write(
             "details": Jsonb(dict(details or {})),
         },
     )
+
+
+def newest(tx: db.Tx, *, organization_id: UUID | None, before: UUID | None, limit: int) -> list[AuditEntry]:
+    """The newest entries of all that the transaction sees, or of one organisation."""
+    rows = tx.execute(
+        """
+        SELECT id, organization_id, actor, action, target, details, created_at
+        FROM platform.audit_log
+        WHERE (%(organization_id)s::uuid IS NULL OR organization_id = %(organization_id)s)
+          AND (%(before)s::uuid IS NULL OR id < %(before)s)
+        ORDER BY id DESC
+        LIMIT %(limit)s
+        """,
+        {"organization_id": organization_id, "before": before, "limit": limit},
+    ).fetchall()
+    return [AuditEntry.model_validate(row) for row in rows]
+
+
+def newest_in(
+    tx: db.Tx,
+    organization_id: UUID,
+    *,
+    actor: str | None,
+    target: str | None,
+    before: tuple[datetime, UUID] | None,
+    limit: int,
+) -> list[AuditEntry]:
+    """The newest entries of an organisation, of one actor or about one target where that is asked for.
+
+    In the order of the organisation's own index, however long the log of all of them is.
+    """
+    created_before, below = before or (None, None)
+    rows = tx.execute(
+        """
+        SELECT id, organization_id, actor, action, target, details, created_at
+        FROM platform.audit_log
+        WHERE organization_id = %(organization_id)s
+          AND (%(actor)s::text IS NULL OR actor = %(actor)s)
+          AND (%(target)s::text IS NULL OR target = %(target)s)
+          AND (%(created_before)s::timestamptz IS NULL
+               OR (created_at, id) < (%(created_before)s, %(below)s))
+        ORDER BY created_at DESC, id DESC
+        LIMIT %(limit)s
+        """,
+        {
+            "organization_id": organization_id,
+            "actor": actor,
+            "target": target,
+            "created_before": created_before,
+            "below": below,
+            "limit": limit,
+        },
+    ).fetchall()
+    return [AuditEntry.model_validate(row) for row in rows]

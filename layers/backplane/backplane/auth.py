@@ -7,7 +7,7 @@ scopes.py. docs/authentication.md tells callers the same.
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from uuid import UUID
 
@@ -31,6 +31,7 @@ __all__ = [
     "KeyMaterial",
     "Role",
     "authenticate",
+    "member",
     "mint_key",
     "require",
 ]
@@ -61,17 +62,23 @@ class Caller:
         return f"user:{self.user_id}" if self.user_id else f"key:{self.key_id}"
 
 
-def authenticate(headers: Mapping[str, str], *, now: float | None = None) -> Caller:
+def authenticate(
+    headers: Mapping[str, str], *, path_organization: str | None = None, now: float | None = None
+) -> Caller:
     """The caller behind a request's headers (lower-case names). `now` is in seconds of the epoch.
 
-    Raises Unauthorized (who are you?), Forbidden (not you, or not there), BadRequest and NotFound
-    (X-Organization-Id), Unavailable (nothing to verify with).
+    He acts in the organisation that the request's path names, else in the one of X-Organization-Id, else in
+    his own. Raises Unauthorized (who are you?), Forbidden (not you, or not there), BadRequest and NotFound
+    (of the organisation that is named), Unavailable (nothing to verify with).
     """
     now = time.time() if now is None else now
     credential = _bearer(headers.get("authorization"))
-    named = headers.get("x-organization-id")
+    header = headers.get("x-organization-id")
+    named = None if header is None else _Named(header)
+    if path_organization is not None:
+        named = _Named(path_organization, by_path=True)
     if credential.startswith("bp_"):
-        return _key_caller(keys.verify(credential, now=now), named)
+        return _key_caller(keys.verify(credential, now=now), named, sent_header=header is not None)
     return _user_caller(tokens.verify(credential, origin=headers.get("origin"), now=now), named)
 
 
@@ -82,6 +89,37 @@ def require(caller: Caller, scope: str) -> None:
         raise Forbidden(f"This needs the scope `{scope}`, which your {holder} does not have.")
 
 
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """An organisation as a request names it."""
+
+    text: str
+    by_path: bool = False
+
+    @property
+    def id(self) -> UUID:
+        """Raises BadRequest (of the header), NotFound (of a path: whatever it is, there is no such thing)."""
+        if not _UUID.fullmatch(self.text):
+            if self.by_path:
+                raise self.missing()
+            raise BadRequest(
+                "X-Organization-Id must be an organisation's id, a UUID such as GET /v1/me answers."
+            )
+        return UUID(self.text)
+
+    def missing(self) -> NotFound:
+        """For whoever may know every organisation, and for whoever must not learn which there are."""
+        if self.by_path:
+            return NotFound("There is no such organisation. GET /v1/organizations lists yours.")
+        return NotFound("X-Organization-Id names no organisation.")
+
+
+def member(caller: Caller, organization_id: UUID, role: Role) -> Caller:
+    """The same caller in an organisation in which he was just found to be this."""
+    scopes = caller.scopes if caller.is_platform_admin else SCOPES_OF_ROLE[role]
+    return replace(caller, organization_id=organization_id, role=role, scopes=scopes)
+
+
 def _bearer(header: str | None) -> str:
     form = _BEARER.fullmatch(header) if header and len(header) <= MAX_HEADER_BYTES else None
     if form is None:
@@ -89,15 +127,17 @@ def _bearer(header: str | None) -> str:
     return form[1]
 
 
-def _key_caller(key: keys.ApiKey, named: str | None) -> Caller:
+def _key_caller(key: keys.ApiKey, named: _Named | None, *, sent_header: bool) -> Caller:
     if key.kind == "service":
         if named is None:
             raise BadRequest("A service key acts for the organisation in X-Organization-Id: send its id.")
         organization_id = _live_organization(named)
-    elif named is not None:
+    elif sent_header:
         raise Forbidden("An organisation key acts for its own organisation: leave X-Organization-Id out.")
     elif key.organization_id is None:
         raise RuntimeError(f"organisation key {key.id} has no organisation")
+    elif named is not None and named.id != key.organization_id:
+        raise named.missing()
     else:
         organization_id = key.organization_id
     keys.count_use(key)
@@ -112,24 +152,28 @@ def _key_caller(key: keys.ApiKey, named: str | None) -> Caller:
     )
 
 
-def _user_caller(session: tokens.Session, named: str | None) -> Caller:
+def _user_caller(session: tokens.Session, named: _Named | None) -> Caller:
     found = _resolve(session)
     is_admin = found.platform_role in ("admin", "super_admin") or session.user_id in settings().admins
-    if named is not None and not is_admin:
-        raise Forbidden("Only platform admins and service keys may send X-Organization-Id. Leave it out.")
     if found.user_id is None or found.organization_id is None or found.member_role is None:
         found = _provision(session)
     if found.user_id is None or found.organization_id is None:
         raise RuntimeError("provisioning left a caller without a user or an organisation")
-    own_role = _role(session, found)
-    organization_id = found.organization_id if named is None else _live_organization(named)
+    role: Role | None = _role(session, found)
+    organization_id = found.organization_id
+    if named is not None and named.text.lower() != str(organization_id):
+        if is_admin:
+            organization_id, role = _live_organization(named), None
+        else:
+            role = _membership(found.user_id, named)
+            organization_id = named.id
     return Caller(
         kind="user",
         organization_id=organization_id,
         user_id=found.user_id,
         key_id=None,
-        role=own_role if organization_id == found.organization_id else None,
-        scopes=SCOPES_OF_PLATFORM_ADMIN if is_admin else SCOPES_OF_ROLE[own_role],
+        role=role,
+        scopes=SCOPES_OF_ROLE[role] if role is not None and not is_admin else SCOPES_OF_PLATFORM_ADMIN,
         is_platform_admin=is_admin,
     )
 
@@ -192,14 +236,42 @@ def _role(session: tokens.Session, found: Resolved) -> Role:
     return session.organization_role
 
 
-def _live_organization(named: str) -> UUID:
-    """The organisation that X-Organization-Id names. Raises BadRequest, NotFound."""
-    if not _UUID.fullmatch(named):
-        raise BadRequest("X-Organization-Id must be an organisation's id, a UUID such as GET /v1/me answers.")
+def _membership(user_id: UUID, named: _Named) -> Role:
+    """What a user is in an organisation that he names; docs/decisions/naming-an-organisation.md says why not
+    in Clerk's. Raises Forbidden, and NotFound where a path names it: whoever is no member learns nothing.
+    """
+    stranger = (
+        named.missing()
+        if named.by_path
+        else Forbidden(
+            "You are no member of the organisation in X-Organization-Id. GET /v1/organizations lists yours."
+        )
+    )
+    if not _UUID.fullmatch(named.text):
+        raise stranger
     row = db.call(
-        "SELECT * FROM tenancy.find_organization(p_id => %(id)s)", {"id": UUID(named)}, repeatable=True
+        """
+        SELECT *
+        FROM tenancy.find_membership(p_user_id => %(user_id)s, p_organization_id => %(organization_id)s)
+        """,
+        {"user_id": user_id, "organization_id": named.id},
+        repeatable=True,
+    )
+    if row is None:
+        raise stranger
+    if row["is_clerks"]:
+        raise Forbidden(
+            "Clerk manages this organisation: make it the active one with setActive, and send the new token."
+        )
+    return role_named(row["role"])
+
+
+def _live_organization(named: _Named) -> UUID:
+    """Raises BadRequest, NotFound."""
+    row = db.call(
+        "SELECT * FROM tenancy.find_organization(p_id => %(id)s)", {"id": named.id}, repeatable=True
     )
     if row is None or row["state"] != "active":
-        raise NotFound("X-Organization-Id names no organisation.")
+        raise named.missing()
     organization_id: UUID = row["id"]
     return organization_id

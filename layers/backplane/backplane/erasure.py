@@ -9,7 +9,7 @@ hash by which sign-up credits come once per email address.
 """
 
 from dataclasses import dataclass
-from typing import LiteralString
+from typing import Any, LiteralString
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
@@ -27,8 +27,9 @@ class Person:
 @dataclass(frozen=True, slots=True)
 class Personal:
     """What of a table is personal. The statement erases it, of `own` (his organisation, or NULL), `user_id`,
-    `clerk_id`, `actor` (as ledger and audit log name him) and `organizations` (all he is or was in). It
-    touches only rows that still have something, so that its count is what was erased.
+    `email`, `clerk_id`, `actor` (as ledger and audit log name him) and `organizations` (all he is or was in).
+    Of an organisation that is erased by itself there are `own` and `organizations` only. It touches only
+    rows that still have something, so that its count is what was erased.
     """
 
     table: str
@@ -46,12 +47,9 @@ PERSONAL: tuple[Personal, ...] = (
     Personal(
         "projects.shares",
         ("email", "token_hash"),
-        # First: an invitation that he has not accepted is found by the address that goes next.
         """
         DELETE FROM projects.shares
-        WHERE user_id = %(user_id)s
-           OR organization_id = %(own)s
-           OR email = (SELECT lower(email) FROM identity.users WHERE id = %(user_id)s)
+        WHERE user_id = %(user_id)s OR organization_id = %(own)s OR email = lower(%(email)s)
         """,
     ),
     Personal(
@@ -71,8 +69,17 @@ PERSONAL: tuple[Personal, ...] = (
         ("name", "slug", "description", "logo_url", "timezone"),
         """
         UPDATE tenancy.organizations
-        SET name = 'Deleted', slug = NULL, description = NULL, logo_url = NULL, timezone = 'UTC'
+        SET name = 'Deleted', slug = NULL, description = NULL, logo_url = NULL, timezone = 'UTC',
+            erased_at = clock_timestamp()
         WHERE id = %(own)s
+        """,
+    ),
+    Personal(
+        "tenancy.invitations",
+        ("email", "token_hash"),
+        """
+        DELETE FROM tenancy.invitations
+        WHERE user_id = %(user_id)s OR organization_id = %(own)s OR email = lower(%(email)s)
         """,
     ),
     Personal(
@@ -263,11 +270,64 @@ def erase(tx: db.Tx, person: Person, *, actor: str) -> dict[str, int]:
     """
     values = {
         "user_id": person.user_id,
+        "email": _email(tx, person),
         "clerk_id": person.clerk_id,
         "own": person.own_organization_id,
         "actor": f"user:{person.user_id}",
         "organizations": _organizations(tx, person),
     }
+    erased = _erase(tx, values, asked_by=actor)
+    payload = {"user_id": str(person.user_id), "erased": erased}
+    outbox.append(tx, "user.erased", organization_id=person.own_organization_id, payload=payload)
+    return erased
+
+
+def erase_organization(tx: db.Tx, organization_id: UUID, *, actor: str) -> bool:
+    """Erases what a deleted organisation left, reports it, and answers whether there was anything to do.
+
+    Its numbers stay under pseudonymous ids, as an erased person's do.
+    """
+    found = tx.execute(
+        """
+        SELECT 1
+        FROM tenancy.organizations
+        WHERE id = %s AND deleted_at IS NOT NULL AND erased_at IS NULL
+        FOR UPDATE
+        """,
+        [organization_id],
+    ).fetchone()
+    if found is None:
+        return False
+    values = {
+        "user_id": None,
+        "email": None,
+        "clerk_id": None,
+        "own": organization_id,
+        "actor": None,
+        "organizations": [organization_id],
+    }
+    erased = _erase(tx, values, asked_by=actor)
+    payload = {"organization_id": str(organization_id), "erased": erased}
+    outbox.append(tx, "organization.erased", organization_id=organization_id, payload=payload)
+    return True
+
+
+def organizations_to_erase(tx: db.Tx, *, limit: int) -> list[UUID]:
+    """Deleted organisations that are not erased yet, the first deleted first."""
+    rows = tx.execute(
+        """
+        SELECT id
+        FROM tenancy.organizations
+        WHERE deleted_at IS NOT NULL AND erased_at IS NULL
+        ORDER BY deleted_at
+        LIMIT %s
+        """,
+        [limit],
+    ).fetchall()
+    return [row["id"] for row in rows]
+
+
+def _erase(tx: db.Tx, values: dict[str, Any], *, asked_by: str) -> dict[str, int]:
     erased = {part.table: tx.execute(part.statement, values).rowcount for part in PERSONAL}
     erased |= _erase_ledger(tx, values)
     erased = {table: rows for table, rows in sorted(erased.items()) if rows}
@@ -276,11 +336,15 @@ def erase(tx: db.Tx, person: Person, *, actor: str) -> dict[str, int]:
         INSERT INTO platform.erasures (user_id, organization_id, actor, erased)
         VALUES (%s, %s, %s, %s)
         """,
-        [person.user_id, person.own_organization_id, actor, Jsonb(erased)],
+        [values["user_id"], values["own"], asked_by, Jsonb(erased)],
     )
-    payload = {"user_id": str(person.user_id), "erased": erased}
-    outbox.append(tx, "user.erased", organization_id=person.own_organization_id, payload=payload)
     return erased
+
+
+def _email(tx: db.Tx, person: Person) -> str | None:
+    """His address, before it goes: invitations that he has not accepted are found by it."""
+    row = tx.execute("SELECT email FROM identity.users WHERE id = %s", [person.user_id]).fetchone()
+    return None if row is None else row["email"]
 
 
 def _organizations(tx: db.Tx, person: Person) -> list[UUID]:
@@ -297,7 +361,7 @@ def _organizations(tx: db.Tx, person: Person) -> list[UUID]:
     return [row["organization_id"] for row in rows]
 
 
-def _erase_ledger(tx: db.Tx, values: dict[str, object]) -> dict[str, int]:
+def _erase_ledger(tx: db.Tx, values: dict[str, Any]) -> dict[str, int]:
     row = tx.execute(
         """
         SELECT l.*, platform.erase_audit_details(%(own)s, %(organizations)s::uuid[], %(actor)s) AS audit_log
@@ -327,7 +391,7 @@ def forget_late_bodies(tx: db.Tx, *, limit: int) -> int:
         WHERE id IN (
             SELECT i.id
             FROM platform.erasures AS e
-            JOIN identity.users AS u ON u.id = e.user_id
+            LEFT JOIN identity.users AS u ON u.id = e.user_id
             JOIN platform.webhook_inbox AS i ON i.person = u.clerk_id OR i.organization_id = e.organization_id
             WHERE e.created_at > clock_timestamp() - interval '7 days'
               AND i.body IS NOT NULL

@@ -1,4 +1,7 @@
-"""Who is in an organisation, as what. Clerk's events change it; a newer state is never undone by an older."""
+"""Who is in an organisation, as what. Clerk's events change it; a newer state is never undone by an older.
+
+The members of organisations that Backplane made are changed by their admins, in functions/organizations.
+"""
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -52,7 +55,7 @@ def save(tx: db.Tx, member: Membership) -> bool:
     )
     changed = _settle_owner(tx, member.organization_id)
     if row["joined"]:
-        _tell(tx, "created", member.organization_id, member.user_id, changed.pop(member.user_id, member.role))
+        tell(tx, "created", member.organization_id, member.user_id, changed.pop(member.user_id, member.role))
     _tell_changes(tx, member.organization_id, changed)
     return True
 
@@ -94,13 +97,15 @@ def remove(
     )
     if deleted.rowcount == 0:
         return "unknown" if remembered.rowcount else "stale"
-    _tell(tx, "deleted", organization_id, user_id)
+    tell(tx, "deleted", organization_id, user_id)
     settle_owner(tx, organization_id)
     return "removed"
 
 
 def leave_all(tx: db.Tx, user_id: UUID) -> None:
-    """Takes a user who is gone for good out of every organisation. Those that he owned pass on."""
+    """Takes a user who is gone for good out of every organisation. Those that he owned pass on; one of ours
+    that has nobody left ends with him.
+    """
     rows = tx.execute(
         """
         DELETE FROM tenancy.organization_members
@@ -111,8 +116,21 @@ def leave_all(tx: db.Tx, user_id: UUID) -> None:
     ).fetchall()
     tx.execute("DELETE FROM tenancy.former_members WHERE user_id = %s", [user_id])
     for organization_id in sorted(row["organization_id"] for row in rows):
-        _tell(tx, "deleted", organization_id, user_id)
+        tell(tx, "deleted", organization_id, user_id)
         settle_owner(tx, organization_id)
+        _close_empty(tx, organization_id)
+
+
+def _close_empty(tx: db.Tx, organization_id: UUID) -> None:
+    tx.execute(
+        """
+        SELECT tenancy.close_organization(o.id)
+        FROM tenancy.organizations AS o
+        WHERE o.id = %s
+          AND NOT EXISTS (SELECT 1 FROM tenancy.organization_members AS m WHERE m.organization_id = o.id)
+        """,
+        [organization_id],
+    )
 
 
 def clear(tx: db.Tx, organization_id: UUID) -> None:
@@ -135,10 +153,11 @@ def _settle_owner(tx: db.Tx, organization_id: UUID) -> dict[UUID, Role]:
 
 def _tell_changes(tx: db.Tx, organization_id: UUID, roles: dict[UUID, Role]) -> None:
     for user_id, role in roles.items():
-        _tell(tx, "updated", organization_id, user_id, role)
+        tell(tx, "updated", organization_id, user_id, role)
 
 
-def _tell(tx: db.Tx, what: str, organization_id: UUID, user_id: UUID, role: Role | None = None) -> None:
+def tell(tx: db.Tx, what: str, organization_id: UUID, user_id: UUID, role: Role | None = None) -> None:
+    """Writes that a membership was created, updated or deleted."""
     payload = {"organization_id": str(organization_id), "user_id": str(user_id)}
     if role is not None:
         payload["role"] = role

@@ -6,7 +6,9 @@ from typing import Final, Literal, get_args
 Role = Literal["owner", "admin", "editor", "member", "viewer"]
 KeyKind = Literal["organization", "service"]
 
-_VIEWER: Final = frozenset({"read"})
+# What everybody may do for himself, whatever he is in an organisation: settings, organisations, invitations.
+_PERSON: Final = frozenset({"account:manage"})
+_VIEWER: Final = _PERSON | {"read"}
 _EDITOR: Final = _VIEWER | {
     "projects:write",
     "files:write",
@@ -14,8 +16,8 @@ _EDITOR: Final = _VIEWER | {
     "credits:spend",
     "analytics:write",
 }
-_ADMIN: Final = _EDITOR | {"members:manage", "keys:manage"}
-_OWNER: Final = _ADMIN | {"billing:manage", "organization:delete"}
+_ADMIN: Final = _EDITOR | {"members:manage", "keys:manage", "organization:manage", "audit:read"}
+_OWNER: Final = _ADMIN | {"billing:manage", "organization:transfer", "organization:delete"}
 
 SCOPES_OF_ROLE: Final[Mapping[Role, frozenset[str]]] = {
     "viewer": _VIEWER,
@@ -30,11 +32,18 @@ SERVER_SCOPES: Final = frozenset({"credits:settle", "credits:refund", "generatio
 
 # What a key may be given when it is minted. Managing members, keys and billing takes a person.
 SCOPES_OF_KEY: Final[Mapping[KeyKind, frozenset[str]]] = {
-    "organization": _EDITOR,
-    "service": _EDITOR | SERVER_SCOPES,
+    "organization": _EDITOR - _PERSON,
+    "service": (_EDITOR - _PERSON) | SERVER_SCOPES,
 }
 
 SCOPES_OF_PLATFORM_ADMIN: Final = _OWNER | SERVER_SCOPES | {"admin"}
+
+
+def least_role(scope: str) -> Role | None:
+    """The first role, from the viewer up, that has a scope. None: no role has, it is for servers and platform
+    admins.
+    """
+    return next((role for role, scopes in SCOPES_OF_ROLE.items() if scope in scopes), None)
 
 
 def role_named(name: str) -> Role:

@@ -28,6 +28,8 @@ STALE = "a newer state of the subscription stands"
 
 # Statuses under which a subscription gives nothing: the tier is free.
 NOT_ENTITLED = ("incomplete", "incomplete_expired", "unpaid", "canceled")
+# Statuses under which it is over for good: no invoice follows.
+OVER = ("incomplete_expired", "canceled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,6 +341,20 @@ def pays(tx: db.Tx, provider: str, organization_id: UUID) -> bool:
         [provider, organization_id, list(NOT_ENTITLED)],
     ).fetchone()
     return row is not None
+
+
+def goes_on(tx: db.Tx, organization_id: UUID) -> bool:
+    """Whether the organisation has a subscription that may still cost."""
+    found = tx.execute(
+        """
+        SELECT 1
+        FROM billing.subscriptions
+        WHERE organization_id = %s AND status <> ALL (%s::billing.subscription_status[])
+        LIMIT 1
+        """,
+        [organization_id, list(OVER)],
+    ).fetchone()
+    return found is not None
 
 
 def cancels_at_period_end(flag: bool, cancel_at: datetime | None) -> bool:
