@@ -39,7 +39,7 @@ from backplane.senders import SENDERS
 
 CREDITS = {"starter": 500, "pro": 1000, "super": 10_000}
 ORDER = list(CREDITS)
-MONTH = 30 * DAY
+LENGTH = {"monthly": 30 * DAY, "yearly": 365 * DAY}  # of what is paid for; credits come by the month
 PAID = 4900  # what every payment is, in minor units
 
 # The order of a life among states told in the same second.
@@ -192,8 +192,12 @@ class Story:
     draw: st.DrawFn
     customer: Customer
     shape: str
+    interval: str
     told: list[Told] = field(default_factory=list)
     now: int = FIRST
+
+    def begins(self, period: int) -> int:
+        return FIRST + period * LENGTH[self.interval]
 
     def tell(self, event: dict[str, Any], *facts: Fact) -> None:
         self.told.append(Told(event, facts))
@@ -210,9 +214,9 @@ class Story:
             created=at,
             shape=self.shape,
             status=status,
-            price=f"price_{plan}_monthly",
-            start=FIRST + period * MONTH,
-            end=FIRST + (period + 1) * MONTH,
+            price=f"price_{plan}_{self.interval}",
+            start=self.begins(period),
+            end=self.begins(period + 1),
             **fields,
         )
         over = status == "canceled"
@@ -223,14 +227,13 @@ class Story:
         at = self.pass_time()
         name = f"{self.customer.number}_{len(self.told)}"
         purchase, payment, charged = f"in_{name}", f"pi_{name}", f"ch_{name}"
-        end = FIRST + (period + 1) * MONTH
         made = [
             invoice_line(
                 shape=self.shape,
-                price=f"price_{plan}_monthly",
+                price=f"price_{plan}_{self.interval}",
                 amount=amount,
-                start=FIRST + period * MONTH,
-                end=end,
+                start=self.begins(period),
+                end=self.begins(period + 1),
                 proration=reason == "subscription_update",
             )
             for plan, amount in lines
@@ -329,7 +332,8 @@ class Story:
 
 @st.composite
 def stories(draw: st.DrawFn) -> Story:
-    story = Story(draw, new_customer(), draw(st.sampled_from(["old", "new"])))
+    shape, interval = draw(st.sampled_from(["old", "new"])), draw(st.sampled_from(list(LENGTH)))
+    story = Story(draw, new_customer(), shape, interval)
     customer = story.customer
     story.tell(clerk_user(customer.user, email=f"{customer.number}@example.com"), SignedUp())
     story.tell(customer.checkout(), Linked())
@@ -364,7 +368,7 @@ def stories(draw: st.DrawFn) -> Story:
             story.buy_pack()
     match draw(st.sampled_from(["goes on", "will end", "ended", "customer deleted"])):
         case "will end":
-            story.state("updated", "active", plan, period, cancel_at=FIRST + (period + 1) * MONTH)
+            story.state("updated", "active", plan, period, cancel_at=story.begins(period + 1))
         case "ended":
             story.now += 60
             story.state("deleted", "canceled", plan, period, ended_at=story.now)
