@@ -6,13 +6,17 @@ import os
 import time
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID, uuid4
 
+import build_webhook
 import clerk_webhook
 import pytest
 import stripe_webhook
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tests import build_callbacks
 from tests.databases import ROLES, Database, create_database, drop_database, on
+from tests.deploys import deploy
 from tests.ledgers import Kept, rows
 from tests.senders import (
     CLERK_SECRET,
@@ -26,21 +30,31 @@ from tests.senders import (
     svix_headers,
 )
 
-from backplane import secrets
+from backplane import db, integrations, secrets
+from backplane.integrations import WebhookIntegration
 from backplane.problems import CONTENT_TYPE
 
-SENDERS = ("stripe", "clerk")
-HANDLERS: dict[str, Any] = {"stripe": stripe_webhook.handler, "clerk": clerk_webhook.handler}
+TIMED = ("stripe", "clerk")  # a signature of theirs is good for a while
+BUILDERS = ("eas", "vercel", "github")
+SENDERS = (*TIMED, *BUILDERS)
+HANDLERS: dict[str, Any] = {
+    "stripe": stripe_webhook.handler,
+    "clerk": clerk_webhook.handler,
+    **dict.fromkeys(BUILDERS, build_webhook.handler),
+}
 OTHER_SECRET = {
     "stripe": "whsec_other",
     "clerk": "whsec_" + base64.b64encode(b"another secret, 24 bytes").decode(),
+    **dict.fromkeys(BUILDERS, "another webhook secret"),
 }
-SECRET = {"stripe": STRIPE_SECRET, "clerk": CLERK_SECRET}
+SECRET = {"stripe": STRIPE_SECRET, "clerk": CLERK_SECRET, **dict.fromkeys(BUILDERS, build_callbacks.SECRET)}
+# Integrations of an organisation that has a deployment of the name that is told of.
+INTEGRATIONS = {sender: uuid4() for sender in BUILDERS}
 MEGABYTE = 1024 * 1024
 
 every_sender = pytest.mark.parametrize("sender", SENDERS)
 fuzz = settings(
-    max_examples=300,
+    max_examples=200,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -53,8 +67,42 @@ def database(server_url: str, role_passwords: dict[str, str], template: str) -> 
     name = f"webhook_fuzz_{os.getpid()}"
     create_database(server_url, name, template)
     urls = [on(server_url, name, user=role, password=role_passwords[role]) for role in ROLES]
-    yield Database(name, on(server_url, name), *urls)
+    made = Database(name, on(server_url, name), *urls)
+    organization_id = deploy(made, build_callbacks.BUILD).organization_id
+    for sender, integration_id in INTEGRATIONS.items():
+        rows(
+            made,
+            """
+            INSERT INTO deploys.integrations (id, organization_id, scope, type)
+            VALUES (%s, %s, 'organization', %s)
+            """,
+            integration_id,
+            organization_id,
+            build_callbacks.TYPES[sender],
+        )
+    yield made
     drop_database(server_url, name)
+
+
+def know(patch: pytest.MonkeyPatch, sender: str, *known: str) -> None:
+    """The secrets that stand for a sender, wherever they are kept."""
+    if sender in TIMED:
+        patch.setattr(
+            secrets, "get", lambda arn, *, refresh=False: {"key": "k"} if arn == "hash" else list(known)
+        )
+        return
+
+    def webhook_of(_: db.Tx, provider: str, integration_id: UUID) -> WebhookIntegration:
+        kind = integrations.TYPE_OF_PROVIDER[provider]
+        return WebhookIntegration(integration_id, uuid4(), None, kind, known)
+
+    patch.setattr(integrations, "webhook_of", webhook_of)
+    build_webhook._known.clear()
+
+
+@pytest.fixture(autouse=True)
+def builders_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    know(monkeypatch, BUILDERS[0], build_callbacks.SECRET)
 
 
 @pytest.fixture
@@ -65,11 +113,13 @@ def world(database: Database) -> Iterator[Kept]:
 
 
 def an_event(sender: str, event_id: str = "evt_1") -> bytes:
-    told = (
-        stripe_event("customer.created", {}, event_id=event_id)
-        if sender == "stripe"
-        else clerk_user("user_1")
-    )
+    told: dict[str, Any] = {
+        "stripe": stripe_event("customer.created", {}, event_id=event_id),
+        "clerk": clerk_user("user_1"),
+        "eas": build_callbacks.eas_build(),
+        "vercel": build_callbacks.vercel_event(),
+        "github": build_callbacks.github_status(),
+    }[sender]
     return json.dumps(told).encode()
 
 
@@ -78,12 +128,16 @@ def signed(sender: str, body: bytes, *, secret: str | None = None, skew: float =
     secret = secret or SECRET[sender]
     if sender == "stripe":
         return {"stripe-signature": stripe_signature(body, secret, at)}
-    return svix_headers(body, "msg_fuzz", secret, at)
+    if sender == "clerk":
+        return svix_headers(body, "msg_fuzz", secret, at)
+    return build_callbacks.signed(sender, body, secret, delivery="d-fuzz")
 
 
 def post(sender: str, event: dict[str, Any], world: Kept) -> Answer:
     count = "SELECT count(*) AS n FROM platform.webhook_inbox"
     before = rows(world, count)
+    if sender in BUILDERS:
+        event["rawPath"] = f"/webhooks/{sender}/{INTEGRATIONS[sender]}"
     answer = call(HANDLERS[sender], event)
     after = rows(world, count)
     assert answer.status in {200, 400, 413}, answer
@@ -115,6 +169,10 @@ _NAMES = st.sampled_from(
         "SVIX-ID",
         "svix-timestamp",
         "svix-signature",
+        "expo-signature",
+        "x-vercel-signature",
+        "x-hub-signature-256",
+        "x-github-delivery",
         "host",
         "",
     ]
@@ -123,6 +181,7 @@ _CHARACTERS = st.characters(codec=None, exclude_categories=())  # lone surrogate
 _VALUES = st.one_of(
     st.text(_CHARACTERS, max_size=40),
     st.from_regex(r"\A(t=-?[0-9]{0,25},?)?(v[01]=[0-9a-fé]{0,70},?){0,3}\Z"),
+    st.from_regex(r"\A(sha(1|256)=)?[0-9a-f]{38,66}\Z"),
     st.from_regex(r"\A(v1a?,[A-Za-z0-9+/=]{0,50} ?){0,4}\Z"),
     st.integers().map(str),
     st.sampled_from(
@@ -165,6 +224,17 @@ def test_what_nobody_signed_is_refused(
 # ---- signed, and odd ----
 
 
+_NAMES_OF_BUILDERS = (
+    "status",
+    "deployment_status",
+    "deployment",
+    "state",
+    "payload",
+    "artifacts",
+    "metadata",
+)
+
+
 def _odd_json() -> st.SearchStrategy[bytes]:
     leaves = st.one_of(
         st.none(),
@@ -173,9 +243,11 @@ def _odd_json() -> st.SearchStrategy[bytes]:
         st.floats(),  # NaN and the infinities too
         st.text(_CHARACTERS, max_size=12),
         st.sampled_from(["user.created", "customer.created", "evt_1", "\x00", "\ud800"]),
+        st.sampled_from(["finished", "deployment.succeeded", "success", build_callbacks.BUILD, 10**30]),
     )
     names = st.one_of(
-        st.sampled_from(["id", "type", "data", "object", "created", "timestamp"]), st.text(max_size=5)
+        st.sampled_from(["id", "type", "data", "object", "created", "timestamp", *_BUILDERS_NAMES]),
+        st.text(max_size=5),
     )
     values = st.recursive(
         leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=5)
@@ -223,7 +295,7 @@ def test_whatever_is_signed_is_recorded_or_refused(
 # ---- signed by whom, when, and how often ----
 
 
-@every_sender
+@pytest.mark.parametrize("sender", TIMED)
 @pytest.mark.parametrize("skew", [0, -290, 290, -310, 310, -86_400, 86_400, -(10**9), 10**9, 10**11])
 def test_a_signature_is_good_for_five_minutes_to_either_side(
     webhook_secrets: None, world: Kept, sender: str, skew: int
@@ -240,9 +312,10 @@ def test_any_of_several_secrets_lets_in_and_none_of_another(
     body = an_event(sender)
     known = [OTHER_SECRET[sender], SECRET[sender]]
     with monkeypatch.context() as rolled:
-        rolled.setattr(secrets, "get", lambda arn, *, refresh=False: {"key": "k"} if arn == "hash" else known)
+        know(rolled, sender, *known)
         for secret in known:
             assert post(sender, request(body, signed(sender, body, secret=secret)), world).status == 200
+    build_webhook._known.clear()
     forged = signed(sender, body, secret=OTHER_SECRET[sender])
     assert post(sender, request(body, forged), world).status == 400
 
