@@ -10,7 +10,16 @@ import deployment_views
 from deployment_requests import Build, Completion, NewDeployment, provider_of
 from psycopg.types.json import Jsonb
 
-from backplane import db, deployment_rows, deployments, inbox, limits, project_status
+from backplane import (
+    artifacts,
+    db,
+    deployment_rows,
+    deployments,
+    inbox,
+    limits,
+    project_status,
+    stored_objects,
+)
 from backplane.access import Access
 from backplane.auth import Caller
 from backplane.deployment_reports import TERMINAL, EventKind
@@ -105,8 +114,8 @@ def complete(tx: db.Tx, caller: Caller, deployment_id: UUID, told: Completion) -
 
 
 def delete(tx: db.Tx, caller: Caller, deployment_id: UUID) -> None:
-    """Only of our lists: what is deployed stays where it is. Makes room in the plan's limit where it
-    still counted. Raises NotFound, InvalidState (it is under way).
+    """Only of our lists: what is deployed stays where it is. Our copies of its artefacts go. Makes room in
+    the plan's limits where it still counted. Raises NotFound, InvalidState (it is under way).
     """
     deployment = _held(tx, deployment_id, counts=True)
     if deployment.status not in TERMINAL:
@@ -123,6 +132,8 @@ def delete(tx: db.Tx, caller: Caller, deployment_id: UUID) -> None:
         raise deployment_views.missing()
     if deployment.status == "successful":
         limits.give_back(tx, deployment.organization_id, deployment_rows.LIMIT)
+    for object_id in artifacts.stored(tx, deployment_id):
+        stored_objects.release(tx, object_id, of="stored")
     status = deployment.status
     deployment_rows.record(tx, deployment, "deleted", status, _by(caller, status, "deleted"))
 

@@ -7,7 +7,9 @@ from uuid import UUID
 from deployment_requests import Kind
 from pydantic import BaseModel
 
-from backplane import db
+from backplane import buckets, db
+from backplane.artifacts import Kind as ArtifactKind
+from backplane.artifacts import State as ArtifactState
 from backplane.deployment_reports import EventKind, JobKind, Platform, Provider, Source, Status
 from backplane.generations import Person
 from backplane.problems import NotFound
@@ -67,11 +69,26 @@ class Event(BaseModel):
     created_at: datetime
 
 
+class Artifact(BaseModel):
+    """What a build left, and our copy of it: the provider takes its own away after a while."""
+
+    id: UUID
+    kind: ArtifactKind
+    state: ArtifactState
+    error: str | None  # why it is not copied, yet or at all
+    bytes: int | None
+    sha256: str | None
+    expires_at: datetime | None  # at the provider
+    copied_at: datetime | None
+    download_url: str | None  # of the copy, for a quarter of an hour
+
+
 class DeploymentDetails(Deployment):
     config: dict[str, Any]
     build_log: str | None
     error_log: str | None
     builds: list[Job]
+    artifacts: list[Artifact]
     events: list[Event]  # oldest first
 
 
@@ -132,7 +149,33 @@ def read(tx: db.Tx, deployment_id: UUID) -> DeploymentDetails:
         """,
         [deployment_id, MAX_EVENTS],
     ).fetchall()
-    return DeploymentDetails.model_validate({**row, "builds": builds, "events": events[::-1]})
+    return DeploymentDetails.model_validate(
+        {**row, "builds": builds, "artifacts": _artifacts(tx, deployment_id), "events": events[::-1]}
+    )
+
+
+def _artifacts(tx: db.Tx, deployment_id: UUID) -> list[Artifact]:
+    rows = tx.execute(
+        """
+        SELECT a.id, a.kind, a.state, a.error, a.bytes, a.sha256, a.expires_at, a.copied_at,
+               o.s3_key, o.s3_version, o.name
+        FROM deploys.artifacts AS a
+        LEFT JOIN storage.objects AS o ON o.id = a.object_id AND o.state = 'stored'
+        WHERE a.deployment_id = %s
+        ORDER BY a.kind
+        """,
+        [deployment_id],
+    ).fetchall()
+    return [
+        Artifact.model_validate(
+            {
+                **row,
+                "download_url": row["s3_key"]
+                and buckets.download_url(row["s3_key"], row["s3_version"], row["name"]),
+            }
+        )
+        for row in rows
+    ]
 
 
 def newest(

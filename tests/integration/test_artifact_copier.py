@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import urllib.request
 from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
@@ -17,6 +18,7 @@ import copying
 import pytest
 from tests.artefacts import CONTENT, HERE, TYPE, Artefacts
 from tests.backups import uploads
+from tests.callers import send, sign_up, trust_our_tokens
 from tests.databases import ROLES, Database, create_database, drop_database, on
 from tests.deploys import NOON, Deployed, announced, deploy, steps, stored, tell, told
 from tests.ledgers import rows
@@ -166,6 +168,36 @@ def test_what_a_build_left_is_offered_copied_counted_and_told(
     assert kept["s3_key"].startswith(f"artifacts/{deployed.project_id}/")
     assert steps(system_db, deployed)[-1] == ("artifact_stored", "successful")
     assert stored(system_db, deployed)["status"] == "successful"
+
+
+def test_the_copy_is_downloaded_from_its_deployment_until_that_is_deleted(
+    system_db: Database,
+    artefacts: Artefacts,
+    files_bucket: Bucket,
+    webhook_secrets: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trust_our_tokens(monkeypatch)
+    with system_db.as_role("backplane_app"):
+        ada = sign_up()
+    deployed = deploy(system_db, BUILD, organization_id=ada.organization_id)
+    artifact_id = offer(system_db, deployed, artefacts.url("/whole"))
+    path = f"/v1/deployments/{deployed.id}"
+    with system_db.as_role("backplane_app"):
+        (waiting,) = send("GET", path, ada.token).body["artifacts"]
+    assert (waiting["state"], waiting["download_url"]) == ("pending", None)
+    with system_db.as_role("backplane_system"):
+        assert copy(artifact_id) == "stored"
+    with system_db.as_role("backplane_app"):
+        (kept,) = send("GET", path, ada.token).body["artifacts"]
+        with urllib.request.urlopen(kept["download_url"], timeout=60) as response:  # noqa: S310  moto's
+            assert response.read() == CONTENT
+        assert (kept["bytes"], kept["sha256"]) == (len(CONTENT), sha256(CONTENT).hexdigest())
+        used = send("GET", "/v1/storage", ada.token).body
+        assert (used["used_bytes"], [each["kind"] for each in used["items"]]) == (len(CONTENT), ["artifact"])
+        assert send("DELETE", path, ada.token).status == 204
+        assert send("GET", "/v1/storage", ada.token).body["used_bytes"] == 0
+    assert [each["state"] for each in objects(system_db, deployed)] == ["deleted"]
 
 
 def test_only_what_a_provider_told_of_a_build_that_ended_well_is_offered(system_db: Database) -> None:

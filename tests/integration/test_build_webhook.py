@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import build_webhook
+import health
 import pytest
 from local import aws
 from local.aws import CREDENTIALS
@@ -24,10 +25,13 @@ from tests.build_callbacks import (
     signed,
     vercel_event,
 )
+from tests.callers import ROOT, send, sign_up, trust_our_tokens
 from tests.databases import ROLES, Database, create_database, drop_database, on
 from tests.deploys import Deployed, deploy, project, steps, stored
 from tests.keys import make_key
 from tests.ledgers import new_account, rows
+from tests.senders import call as invoke
+from tests.senders import http_event
 
 from backplane import deployments, field_encryption, inbox, inbox_upkeep
 from backplane.senders import SENDERS
@@ -544,3 +548,29 @@ def test_long_texts_are_cut_and_long_names_fit_the_inbox(system_db: Database) ->
     answer = post("eas", integration, eas_build("Ж" * 255, status="s" * 255))
     assert answer.body["status"] == "ignored"
     assert UUID(answer.body["event_id"].partition(":")[0]) == integration
+
+
+# ---- looked after ----
+
+
+def test_admins_replay_them_safely_and_health_counts_them(
+    system_db: Database, webhook_secrets: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trust_our_tokens(monkeypatch)
+    root = sign_up(ROOT).token
+    before = invoke(health.handler, http_event("GET", "/health")).body["checks"]["inbox"]["parked"]
+    deployed = deploy(system_db)
+    integration = integrate(system_db, "eas", deployed.organization_id)
+    post("eas", integration, FINISHED)
+    after = invoke(health.handler, http_event("GET", "/health")).body["checks"]["inbox"]["parked"]
+    assert after == before + 1
+    (waiting,) = inbox_rows(system_db, integration)
+    path = f"/v1/admin/webhooks/{waiting['id']}"
+    shown = send("GET", path, root).body
+    assert (shown["provider"], shown["status"], shown["body"]["id"]) == ("eas", "parked", BUILD)
+    assert send("POST", f"{path}/replay", root).body["status"] == "parked"
+    name(system_db, deployed, BUILD)
+    assert send("POST", f"{path}/replay", root).body["status"] == "processed"
+    assert send("POST", f"{path}/replay", root).body["status"] == "duplicate"
+    assert stored(system_db, deployed)["status"] == "successful"
+    assert len(steps(system_db, deployed)) == 1

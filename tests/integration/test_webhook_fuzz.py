@@ -246,7 +246,7 @@ def _odd_json() -> st.SearchStrategy[bytes]:
         st.sampled_from(["finished", "deployment.succeeded", "success", build_callbacks.BUILD, 10**30]),
     )
     names = st.one_of(
-        st.sampled_from(["id", "type", "data", "object", "created", "timestamp", *_BUILDERS_NAMES]),
+        st.sampled_from(["id", "type", "data", "object", "created", "timestamp", *_NAMES_OF_BUILDERS]),
         st.text(max_size=5),
     )
     values = st.recursive(

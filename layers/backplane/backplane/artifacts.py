@@ -2,7 +2,8 @@
 
 pending → copying → stored, or failed in the end; a copy that fails in passing is pending again and rests. An
 artefact is copied by whoever claimed it last: what an earlier one finds out afterwards no longer counts.
-None of this changes a deployment's state. The functions take a transaction that sees every organisation.
+None of this changes a deployment's state. But for `stored`, the functions take a transaction that sees every
+organisation.
 """
 
 from dataclasses import dataclass
@@ -145,6 +146,15 @@ def reserve(tx: db.Tx, claim: Claim, *, name: str, content_type: str, size: int)
     if row is None:
         raise RuntimeError("an inserted row is returned")
     return Granted(row["id"], claim.organization_id, row["s3_key"], size)
+
+
+def stored(tx: db.Tx, deployment_id: UUID) -> list[UUID]:
+    """Our copies of what a deployment's builds left."""
+    rows = tx.execute(
+        "SELECT object_id FROM deploys.artifacts WHERE deployment_id = %s AND state = 'stored'",
+        [deployment_id],
+    ).fetchall()
+    return [row["object_id"] for row in rows]
 
 
 # ---- what became of it ----
