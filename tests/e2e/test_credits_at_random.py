@@ -4,25 +4,21 @@ The driver knows nothing of the ledger but its answers. It repeats what was not 
 key, and in the end every answer must be in the books, and nothing else.
 """
 
-import http.client
 import itertools
 import json
-import os
 import random
-import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import psycopg
 from psycopg.rows import dict_row
-from tests.e2e.local_cloud import Answer, Cloud, until
+from tests.e2e import killing
+from tests.e2e.local_cloud import Answer, Cloud
 from tests.e2e.test_slice_over_http import get, sign_up
 from tests.ledgers import Kept, assert_books_balance, entries, rows
 
@@ -30,10 +26,7 @@ SEED = 4
 OPERATIONS = 240
 KILLS = 6
 CONCURRENCY = (1, 4, 12)
-PATIENCE = 200  # repetitions of a request: a bound, never a measure
-
 REFUSALS = {402, 409}  # short of credits; closed another way, or refunded already
-TRANSIENT = {429, 500, 502, 503, 504}
 
 
 @dataclass(frozen=True)
@@ -149,27 +142,13 @@ class Driver:
         return self.answered(lambda: self.stack.request("POST", mutation.path, body, headers))
 
     def answered(self, ask: Callable[[], Answer]) -> Answer:
-        """Asks until it is answered: by the function, and not by what is left of it."""
-        for _ in range(PATIENCE):
-            with suppress(OSError, http.client.HTTPException):
-                answer = ask()
-                if answer.status not in TRANSIENT:
-                    return answer
-            self.repeated += 1
-        raise AssertionError("a request must be answered in the end")
+        answer, repeated = killing.answered(ask)
+        self.repeated += repeated
+        return answer
 
     def kill(self) -> None:
-        os.kill(until(self._environments, "an environment of the function runs")[0], signal.SIGKILL)
+        killing.kill(self.stack, "credits.handler", self.luck)
         self.killed += 1
-
-    def _environments(self) -> list[int]:
-        found = []
-        for pid in self.stack.family():
-            with suppress(OSError):
-                arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if b"awslambdaric" in arguments and b"credits.handler" in arguments:
-                    found.append(pid)
-        return found
 
 
 # What an operation is about: something that an earlier one has answered.
