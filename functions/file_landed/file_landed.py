@@ -12,7 +12,7 @@ from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from backplane import buckets, content_types, db, outbox, uploads
+from backplane import buckets, db, image_sizes, outbox, uploads
 from backplane.config import settings
 
 PATIENCE = 3  # times an unknown key is looked up: its grant may be about to be committed
@@ -64,7 +64,7 @@ def _landed(detail: Mapping[str, Any], *, times: int) -> None:
 
 
 def _judge(key: str, version: str, granted: uploads.Row) -> None:
-    landed = buckets.look(key, version, content_types.HEAD)
+    landed = buckets.look(key, version, image_sizes.head_of(granted.content_type))
     if landed is None:  # taken away since
         return
     reason = uploads.fault(granted, landed)

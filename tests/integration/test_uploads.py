@@ -203,9 +203,22 @@ def test_an_upload_is_reserved_then_stored_as_it_is_and_told(
     assert (found["used_bytes"], found["limit_bytes"]) == (len(PNG), 100 * 1024**2)
     (item,) = found["items"]
     assert (item["id"], item["name"], item["bytes"]) == (grant["object_id"], "logo.png", len(PNG))
+    assert (item["width"], item["height"]) == (None, None)  # its header says nothing of them
     assert land(app_db, told, told) == []  # it comes more than once
     assert storage(ada.token)["used_bytes"] == len(PNG)
     assert events(app_db) == ["file.stored"]
+
+
+def test_an_image_has_the_size_that_its_header_says_however_late(
+    app_db: Database, ada: Customer, project: str, files_bucket: Bucket
+) -> None:
+    thumbnail = b"\xff\xe1\xea\x62" + bytes(60_000)
+    jpeg = b"\xff\xd8" + thumbnail * 2 + b"\xff\xc0\x00\x11\x08\x01\xe0\x02\x80" + bytes(100_000)
+    grant = granted(ada.token, project, name="a.jpg", content_type="image/jpeg", bytes=len(jpeg))
+    post(grant, jpeg)
+    assert land(app_db, event(files_bucket, key_of(grant))) == []
+    (item,) = storage(ada.token)["items"]
+    assert (item["width"], item["height"]) == (640, 480)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +380,7 @@ def test_the_comparison_finds_nothing_where_all_is_well_and_each_kind_of_drift(
     send("POST", f"/v1/projects/{project}/files", ada.token, body=body)
     rows(app_db, "UPDATE storage.objects SET stored_at = clock_timestamp() - interval '2 hours'")
     assert upkeep(app_db, compare=True) == {
-        "ok": True, "expired": 0, "purged": 0,
+        "ok": True, "expired": 0, "projects": 0, "purged": 0,
         "drift": {"missing": 0, "unknown": 0, "different": 0, "miscounted": 0, "told": []},
     }  # fmt: skip
 

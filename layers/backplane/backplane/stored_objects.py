@@ -156,6 +156,8 @@ class StoredObject(BaseModel):
     name: str
     content_type: str
     bytes: int
+    width: int | None  # pixels, of an image whose header says so
+    height: int | None
     created_by: UUID | None  # null: by a key
     created_at: datetime
     stored_at: datetime
@@ -176,8 +178,8 @@ def stored(
     """Newest first."""
     rows = tx.execute(
         """
-        SELECT id, project_id, kind, name, content_type, bytes, created_by, created_at, stored_at, s3_key,
-               s3_version
+        SELECT id, project_id, kind, name, content_type, bytes, width, height, created_by, created_at,
+               stored_at, s3_key, s3_version
         FROM storage.objects
         WHERE organization_id = %(organization_id)s
           AND state = 'stored'

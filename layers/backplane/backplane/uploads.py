@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from backplane import access, buckets, content_types, db, limits, outbox, stored_objects
+from backplane import access, buckets, content_types, db, image_sizes, limits, outbox, stored_objects
 from backplane.config import settings
 from backplane.problems import NotFound, TooLarge, Unprocessable
 from backplane.stored_objects import Kind, Owner, State
@@ -134,13 +134,21 @@ def fault(granted: Row, landed: buckets.Landed) -> str | None:
 
 def store(tx: db.Tx, granted: Row, landed: buckets.Landed) -> bool:
     """It is there: counts what it has. Answers False where it is granted no more."""
+    image = image_sizes.size_of(granted.content_type, landed.head)
     changed = tx.execute(
         """
         UPDATE storage.objects
-        SET state = 'stored', s3_version = %(version)s, bytes = %(size)s, stored_at = clock_timestamp()
+        SET state = 'stored', s3_version = %(version)s, bytes = %(size)s, width = %(width)s,
+            height = %(height)s, stored_at = clock_timestamp()
         WHERE id = %(id)s AND state = 'granted'
         """,
-        {"id": granted.id, "version": landed.version, "size": landed.size},
+        {
+            "id": granted.id,
+            "version": landed.version,
+            "size": landed.size,
+            "width": image and image.width,
+            "height": image and image.height,
+        },
     )
     if not changed.rowcount:
         return False
