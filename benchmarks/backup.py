@@ -24,7 +24,7 @@ from local.checkout import ROOT
 from local.owner import as_role
 from local.pgtools import ensure
 from local.postgres import Postgres
-from psycopg.rows import dict_row
+from psycopg.rows import DictRow, dict_row
 
 from benchmarks import results
 
@@ -33,6 +33,28 @@ REPEATED = 3
 BUCKET = "backups"
 PASSWORD = "benchmark"  # noqa: S105  of a role on a server that is gone when this ends
 MIB = 1024**2
+BATCH = 2000  # events
+EVENTS = """
+    INSERT INTO platform.webhook_inbox
+        (provider, event_id, event_type, body, status, occurred_at)
+    SELECT 'stripe', 'evt_' || n, 'invoice.paid',
+           convert_to(format(
+               '{"id": "evt_%%s", "object": "event", "data": {"object": '
+               '{"id": "in_%%s", "customer": "cus_%%s", "lines": {"data": [%%s]}}}}',
+               n, md5(n::text), md5((n / 7)::text),
+               (SELECT string_agg(format(
+                   '{"id": "il_%%s", "amount": %%s, "currency": "usd", "description": "Pro, %%s"}',
+                   md5((n * 8 + line)::text), n %% 9999, line), ', ')
+                FROM generate_series(1, 8) AS line)
+           ), 'UTF8'),
+           'processed', now()
+    FROM generate_series(%(first)s::bigint, %(last)s) AS n
+"""
+PUBLISHED = """
+    INSERT INTO platform.outbox (type, payload, published_at)
+    SELECT 'credits.debited', jsonb_build_object('id', gen_random_uuid(), 'amount', n), now()
+    FROM generate_series(1, %(events)s) AS n
+"""
 
 
 def main() -> None:
@@ -235,36 +257,17 @@ def _fill(server: Postgres, database: str, megabytes: int) -> int:
         connection.execute(f"CREATE DATABASE {database}".encode())
     with psycopg.connect(server.url(database), autocommit=True, row_factory=dict_row) as connection:
         migrate.migrate(connection, {"backplane_backup": PASSWORD})
-        events = megabytes * 400
-        connection.execute(
-            """
-            INSERT INTO platform.webhook_inbox
-                (provider, event_id, event_type, body, status, occurred_at)
-            SELECT 'stripe', 'evt_' || n, 'invoice.paid',
-                   convert_to(format(
-                       '{"id": "evt_%%s", "object": "event", "data": {"object": '
-                       '{"id": "in_%%s", "customer": "cus_%%s", "lines": {"data": [%%s]}}}}',
-                       n, md5(n::text), md5((n / 7)::text),
-                       (SELECT string_agg(format(
-                           '{"id": "il_%%s", "amount": %%s, "currency": "usd", "description": "Pro, %%s"}',
-                           md5((n * 8 + line)::text), n %% 9999, line), ', ')
-                        FROM generate_series(1, 8) AS line)
-                   ), 'UTF8'),
-                   'processed', now()
-            FROM generate_series(1, %(events)s) AS n
-            """,
-            {"events": events},
-        )
-        connection.execute(
-            """
-            INSERT INTO platform.outbox (type, payload, published_at)
-            SELECT 'credits.debited', jsonb_build_object('id', gen_random_uuid(), 'amount', n), now()
-            FROM generate_series(1, %(events)s * 2) AS n
-            """,
-            {"events": events},
-        )
+        events = 0
+        while _size(connection) < megabytes * MIB:
+            connection.execute(EVENTS, {"first": events + 1, "last": events + BATCH})
+            connection.execute(PUBLISHED, {"events": BATCH * 2})
+            events += BATCH
         connection.execute("VACUUM ANALYZE")
-        found = connection.execute("SELECT pg_database_size(current_database()) AS size").fetchone()
+        return _size(connection)
+
+
+def _size(connection: psycopg.Connection[DictRow]) -> int:
+    found = connection.execute("SELECT pg_database_size(current_database()) AS size").fetchone()
     assert found is not None  # noqa: S101
     size: int = found["size"]
     return size
