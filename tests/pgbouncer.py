@@ -31,8 +31,13 @@ class PgBouncer:
 
 
 @contextmanager
-def pgbouncer(server: str, passwords: Mapping[str, str]) -> Iterator[PgBouncer]:
-    """Before the server of that URL, for the logins whose passwords it is given, and nobody else."""
+def pgbouncer(
+    server: str, passwords: Mapping[str, str], proof: tuple[Path, Path] | None = None
+) -> Iterator[PgBouncer]:
+    """Before the server of that URL, for the logins whose passwords it is given, and nobody else.
+
+    With a certificate and its key it speaks TLS, and nothing else.
+    """
     installed = program("pgbouncer", PACKAGES)
     folder = Path(tempfile.mkdtemp(prefix="pgbouncer-"))
     try:
@@ -41,7 +46,7 @@ def pgbouncer(server: str, passwords: Mapping[str, str]) -> Iterator[PgBouncer]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        _configure(folder, server, port, passwords)
+        _configure(folder, server, port, passwords, proof)
         user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None  # it refuses to be root
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -63,7 +68,9 @@ def pgbouncer(server: str, passwords: Mapping[str, str]) -> Iterator[PgBouncer]:
         shutil.rmtree(folder)
 
 
-def _configure(folder: Path, server: str, port: int, passwords: Mapping[str, str]) -> None:
+def _configure(
+    folder: Path, server: str, port: int, passwords: Mapping[str, str], proof: tuple[Path, Path] | None
+) -> None:
     place = urlsplit(server)
     (folder / "users").write_text("".join(f'"{login}" "{word}"\n' for login, word in passwords.items()))
     settings = {
@@ -77,6 +84,13 @@ def _configure(folder: Path, server: str, port: int, passwords: Mapping[str, str
         "max_client_conn": 100,
         "server_login_retry": 1,
     }
+    if proof:
+        certificate, key = (shutil.copy(path, folder) for path in proof)
+        settings |= {
+            "client_tls_sslmode": "require",
+            "client_tls_cert_file": certificate,
+            "client_tls_key_file": key,
+        }
     (folder / "pgbouncer.ini").write_text(
         f"[databases]\n* = host={place.hostname} port={place.port}\n[pgbouncer]\n"
         + "".join(f"{name} = {value}\n" for name, value in settings.items())

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from tests.databases import Database
 from tests.ledgers import debit, new_account
+from tests.pgbouncer import pgbouncer
 from tests.tls_proxy import TlsProxy, TokenServer, certificate
 
 from backplane import config, connect, db, problems, secrets
@@ -57,6 +58,21 @@ def test_the_server_that_proves_its_name_is_spoken_to_and_encrypted(
         with connect.connect(settle(server.port, public)) as session:
             assert session.pgconn.ssl_in_use
         assert server.encrypted == 1
+
+
+def test_a_pooler_with_tls_of_its_own_is_spoken_to_by_its_proven_name_and_not_in_the_clear(
+    settle: Settle, database: Database, role_passwords: dict[str, str], tmp_path: Path
+) -> None:
+    public, private = certificate(tmp_path)
+    with pgbouncer(database.owner, role_passwords, (public, private)) as server:
+        settings = settle(server.port, public)
+        assert db.call("SELECT current_user AS login") == {"login": "backplane_system"}
+        assert db.connection().pgconn.ssl_in_use
+        with pytest.raises(psycopg.OperationalError, match="SSL required"):
+            connect.connect(settings.model_copy(update={"database_sslmode": "disable"}))
+        other, _ = certificate(tmp_path, "127.0.0.8")
+        with pytest.raises(psycopg.OperationalError, match="certificate verify failed"):
+            connect.connect(settle(server.port, other))
 
 
 @dataclass(frozen=True)

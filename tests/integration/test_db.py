@@ -1,6 +1,10 @@
 """backplane.db: what happens to work when the database, the network or the work itself fails."""
 
 import logging
+import os
+import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -263,6 +267,18 @@ def test_work_is_repeated_when_the_line_is_cut_before_commit(
     proxy.cut = Cut(b"INSERT", heard=True)
     db.run(write("once"))
     assert texts(notes) == ["once"]
+
+
+def test_a_process_that_ends_says_so(proxy: Proxy) -> None:
+    program = "from backplane import db; db.call('SELECT 1')"
+    paths = os.pathsep.join(path for path in sys.path if path)
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"PYTHONPATH": paths})
+    farewell = struct.pack("!ci", b"X", 4)
+    for _ in range(3000):
+        if proxy.said[-1].endswith(farewell):
+            return
+        time.sleep(0.01)
+    raise AssertionError("it went without a word")
 
 
 # ---- retries ----

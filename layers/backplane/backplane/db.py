@@ -9,6 +9,7 @@ statement. Errors that pass by themselves leave here as problems.Unavailable, al
 psycopg's own.
 """
 
+import atexit
 import logging
 import random
 import re
@@ -91,6 +92,9 @@ def reset() -> None:
     """Forget the connection and the deadline."""
     _drop()
     deadline.forget()
+
+
+atexit.register(reset)  # a farewell, where the process is let go by itself
 
 
 def connection() -> Tx:
