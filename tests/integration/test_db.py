@@ -17,7 +17,7 @@ from psycopg.rows import DictRow
 from tests.databases import Database
 from tests.tcp_proxy import Cut, Proxy
 
-from backplane import config, db, problems, slow_log
+from backplane import bounded, config, db, deadline, problems, slow_log
 
 ORGANIZATION = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 USER = UUID("01890a5d-ac96-774b-bcce-b302099a8058")
@@ -435,6 +435,33 @@ def test_an_invocation_does_not_inherit_the_last_ones_transaction(
     db.set_deadline(30)
     assert value(b"SELECT current_setting('app.organization_id', true)") is None
     assert texts(notes) == []
+
+
+def test_work_that_took_too_long_is_not_saved_where_nobody_could_hear_of_it(
+    notes: psycopg.Connection[DictRow],
+) -> None:
+    def work(tx: db.Tx) -> None:
+        write("late")(tx)
+        deadline.begin(db.MARGIN - bounded.GRACE)  # as time goes by
+
+    with pytest.raises(problems.Unavailable, match="ran out of time before its work was saved"):
+        db.run(work)
+    assert texts(notes) == []
+
+
+@pytest.mark.parametrize("seconds", [db.MIN_BUDGET, 0.0519, 0.999, 7.0])
+def test_however_little_time_is_left_it_bounds_each_statement_lock_and_silence(
+    app_db: Database, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    assert app_db
+    monkeypatch.setattr(db, "remaining", lambda: seconds)
+    names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    query = "SELECT name, setting::int AS milliseconds FROM pg_settings WHERE name = ANY(%s)"
+    with db.transaction() as tx:
+        found = {row["name"]: row["milliseconds"] for row in tx.execute(query, [list(names)])}
+    milliseconds = int(seconds * 1000)
+    assert milliseconds > 0
+    assert found == dict.fromkeys(names, milliseconds) | {"lock_timeout": min(milliseconds, 5000)}
 
 
 def test_without_time_nothing_is_sent(proxy: Proxy) -> None:

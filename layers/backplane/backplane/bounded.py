@@ -25,12 +25,12 @@ class BoundedConnection(psycopg.Connection[DictRow]):
     """Raises OperationalError without an SQLSTATE where the time is over; drop the connection then."""
 
     def wait(self, gen: PQGen[T], interval: float = INTERVAL, timeout: float | None = None) -> T:
-        return super().wait(gen, interval, _left() if timeout is None else timeout)
+        return super().wait(gen, interval, left() if timeout is None else timeout)
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
         # libpq's connect_timeout has whole seconds, two at least, for each address that a name has.
-        ends = time.monotonic() + _left()
+        ends = time.monotonic() + left()
         connecting = super()._connect_gen(conninfo)
         try:
             wanted = next(connecting)
@@ -45,5 +45,6 @@ class BoundedConnection(psycopg.Connection[DictRow]):
             return made
 
 
-def _left() -> float:
+def left() -> float:
+    """Seconds until nothing is waited for any more."""
     return max(0.0, deadline.remaining() + GRACE)

@@ -25,7 +25,7 @@ from psycopg.abc import QueryNoTemplate
 from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.rows import DictRow
 
-from backplane import connect, deadline, failures
+from backplane import bounded, connect, deadline, failures
 from backplane.bounded import BoundedConnection
 from backplane.config import settings
 from backplane.deadline import MARGIN, remaining
@@ -243,6 +243,9 @@ def _commit(session: Tx) -> None:
             if status is TransactionStatus.INERROR
             else f"the transaction was ended by someone else (its status is {status.name})"
         )
+    if bounded.left() < MIN_BUDGET:  # nobody would be here to hear whether it happened
+        _roll_back(session)
+        raise Unavailable("The request ran out of time before its work was saved. Repeat it.", retry_after=1)
     try:
         session.execute("COMMIT", prepare=False)
     except psycopg.Error as error:
