@@ -8,6 +8,7 @@ BACKPLANE_FAULTS_SEED takes another sample of them, BACKPLANE_FAULTS=all takes e
 import itertools
 import os
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +19,11 @@ import pytest
 from psycopg.rows import DictRow
 from tests.databases import Database
 from tests.ledgers import Kept, assert_books_balance, debit, entries, new_account, rows
-from tests.senders import clerk_user, post_clerk
+from tests.senders import Context, clerk_user, post_clerk
 from tests.tcp_proxy import Fault, Kind, Proxy
 from tests.wire import Message
 
-from backplane import bounded, connect, db, problems
+from backplane import bounded, config, connect, db, problems
 
 SEED = os.environ.get("BACKPLANE_FAULTS_SEED", "1")
 ALL = os.environ.get("BACKPLANE_FAULTS") == "all"
@@ -219,11 +220,12 @@ def test_a_debit_whose_line_is_spoilt_anywhere_is_repeated_by_its_key_and_done_o
 
 @pytest.mark.usefixtures("webhook_secrets")
 def test_an_event_whose_line_is_spoilt_anywhere_has_one_effect_when_it_is_sent_again(
-    system_line: Line,
+    system_line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = system_line
 
-    def sign_up(user: str) -> int:
+    def sign_up(user: str, seconds: float = 60) -> int:
+        monkeypatch.setattr(Context, "get_remaining_time_in_millis", lambda _: int(seconds * 1000))
         return post_clerk(clerk_user(user, email=f"{user}@example.com"), f"msg_{user}").status
 
     sign_up("first")
@@ -235,7 +237,7 @@ def test_an_event_whose_line_is_spoilt_anywhere_has_one_effect_when_it_is_sent_a
     ):
         user = f"user_{uuid4().hex}"
         line.proxy.set_fault(fault)
-        status = sign_up(user)
+        status = sign_up(user, seconds=2 if fault.kind == "stall" else 60)
         assert line.proxy.struck, fault
         assert status in {200, 503}, fault
         line.await_quiet()
@@ -274,6 +276,25 @@ def test_a_process_that_was_left_in_the_middle_keeps_its_locks_no_longer_than_it
     frozen.__enter__().execute("LOCK TABLE public.marks")
     line.await_quiet()  # not by the role's minute: this waits for less
     assert owner.execute("SELECT count(*) AS n FROM public.marks").fetchone() == {"n": 0}
+
+
+@pytest.mark.usefixtures("database")
+def test_a_server_that_takes_the_call_and_says_nothing_is_left_in_time_whatever_its_addresses(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        addresses = [(*found[:4], ("127.0.0.1", port)) for found in socket.getaddrinfo("127.0.0.1", port)] * 2
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+        monkeypatch.setenv("DATABASE_URL", f"postgresql://backplane_app@silent.example:{port}/x")
+        config.settings.cache_clear()
+        db.reset()
+        db.set_deadline(db.MARGIN + STALLED)
+        with pytest.raises(problems.Unavailable, match="can't be reached"):
+            db.call("SELECT 1")
+        db.reset()
+    config.settings.cache_clear()
+    assert "the invocation's time is over" in caplog.text  # and not libpq's two seconds for each address
 
 
 def test_silence_ends_with_the_invocations_time_and_before_it_is_cut_off() -> None:
