@@ -1,7 +1,8 @@
-"""What outlives moto's process: S3 objects and KMS keys go to local.state's files and come back.
+"""What outlives moto's process: S3 objects, KMS keys and secrets go to local.state's files and come back.
 
 A thread looks once a second whether anything has changed. Buckets and keys of the template are filled
-when CloudFormation makes them anew, by their name and their logical id; others at once.
+when CloudFormation makes them anew, by their name and their logical id; others at once. Of the secrets those
+are kept that functions make; the stack brings its own.
 """
 
 import base64
@@ -19,8 +20,9 @@ from weakref import WeakKeyDictionary
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.kms.models import Key, kms_backends
 from moto.s3.models import FakeBucket, FakeDeleteMarker, FakeKey, S3Backend, s3_backends
+from moto.secretsmanager.models import FakeSecret, secretsmanager_backends
 
-from local.aws import REGION
+from local.aws import REGION, STACK_NAME
 from local.aws_gaps import put_around
 from local.state import BLOCK, Index, State
 
@@ -39,6 +41,7 @@ OF_A_KEY = (
     *("key_rotation_status", "key_manager", "creation_date", "rotations"),
 )
 SYMMETRIC = ("SYMMETRIC_DEFAULT", "HMAC")
+MADE_BY_FUNCTIONS = f"{STACK_NAME}/integrations/"  # the secrets' names begin with it, as in template.yaml
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ class Store:
         # Of the last run, until the template or a caller makes it again: nothing is forgotten meanwhile.
         self._awaited_buckets = dict(self._saved.buckets)
         self._awaited_keys = dict(self._saved.keys)
-        self._text = json.dumps([self._saved.buckets, self._saved.keys])
+        self._text = json.dumps([self._saved.buckets, self._saved.keys, self._saved.secrets])
         self._contents: WeakKeyDictionary[FakeKey, str] = WeakKeyDictionary()  # SHA-256 by object
         self._template_buckets: set[str] = set()
         self._logical_ids: dict[str, str | None] = {}  # by key id
@@ -65,6 +68,8 @@ class Store:
             if not bucket["template"]:
                 made = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].create_bucket(name, bucket["region"])
                 made.versioning_status = bucket["versioning"]
+        for name, text in self._saved.secrets.items():
+            _secrets().create_secret(name, text, None, None, None, None, None, [], force_overwrite=False)
         for key_id, kept in list(self._awaited_keys.items()):
             if kept["resource"] is None:
                 _restore_key(
@@ -81,8 +86,9 @@ class Store:
             index = Index(
                 {**self._awaited_buckets, **dict(self._buckets())},
                 {**self._awaited_keys, **dict(self._keys())},
+                dict(_kept_secrets()),
             )
-            text = json.dumps([index.buckets, index.keys])
+            text = json.dumps([index.buckets, index.keys, index.secrets])
             if text != self._text:
                 self._state.save(index)
                 self._text = text
@@ -231,6 +237,17 @@ def _tags(bucket: FakeBucket, key: FakeKey) -> list[dict[str, str]]:
         "Tags"
     ]
     return tags
+
+
+def _kept_secrets() -> Iterator[tuple[str, str]]:
+    for secret in list(_secrets().secrets.values()):
+        of_ours = isinstance(secret, FakeSecret) and secret.name.startswith(MADE_BY_FUNCTIONS)
+        if of_ours and secret.secret_string is not None and not secret.is_deleted():
+            yield secret.name, secret.secret_string
+
+
+def _secrets() -> Any:
+    return secretsmanager_backends[DEFAULT_ACCOUNT_ID][REGION]
 
 
 def _kms() -> Any:

@@ -25,6 +25,9 @@ class Senders:
     issuer: str
     jwt_key: str  # PEM; empty: the issuer's JWKS
     platform_admins: str
+    supabase_client_id: str  # empty: nobody connects Supabase
+    supabase_client_secret: str
+    supabase_redirect_uri: str
 
     @classmethod
     def of(cls, overrides: Mapping[str, str], credentials: Credentials, local_issuer: str) -> "Senders":
@@ -38,6 +41,9 @@ class Senders:
             issuer=overrides.get("CLERK_ISSUER", local_issuer).rstrip("/"),
             jwt_key=overrides.get("CLERK_JWT_KEY", ""),
             platform_admins=overrides.get("PLATFORM_ADMINS", ""),
+            supabase_client_id=overrides.get("SUPABASE_CLIENT_ID", ""),
+            supabase_client_secret=overrides.get("SUPABASE_CLIENT_SECRET", ""),
+            supabase_redirect_uri=overrides.get("SUPABASE_REDIRECT_URI", ""),
         )
 
 
@@ -55,12 +61,22 @@ def parameters(senders: Senders, owner_url: str, api_port: int, client: Client) 
         "ClerkJwtKey": senders.jwt_key,
         "PlatformAdmins": senders.platform_admins,
         "AllowedOrigins": ",".join(origins),
+        "SupabaseClientSecretArn": _supabase_client(senders, client),
+        "SupabaseRedirectUri": senders.supabase_redirect_uri,
     }
 
 
 def _stripe_api_key(key: str, client: Client) -> str:
     """The secret's ARN, or none: then what needs Stripe's API answers 503."""
     return put_secret(client, "stripe-api-key", json.dumps({"key": key})) if key else ""
+
+
+def _supabase_client(senders: Senders, client: Client) -> str:
+    """The secret's ARN, or none: then connecting Supabase answers 503."""
+    if not senders.supabase_client_id:
+        return ""
+    app = {"client_id": senders.supabase_client_id, "client_secret": senders.supabase_client_secret}
+    return put_secret(client, "supabase-client", json.dumps(app))
 
 
 def _database(owner_url: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""What outlives a run of the local AWS: S3 objects and KMS keys, as files.
+"""What outlives a run of the local AWS: S3 objects, KMS keys and functions' own secrets, as files.
 
-    index.json   buckets with their objects' metadata, and keys with their material
+    index.json   buckets with their objects' metadata, keys with their material, secrets
     objects/     what the objects hold, each under its SHA-256
 
 Contents are written before the index that names them, and the index is replaced as a whole, so that
@@ -29,6 +29,7 @@ class Index:
 
     buckets: Mapping[str, Any] = field(default_factory=dict)  # by name
     keys: Mapping[str, Any] = field(default_factory=dict)  # by id
+    secrets: Mapping[str, str] = field(default_factory=dict)  # by name
 
     @property
     def objects(self) -> Iterator[Mapping[str, Any]]:
@@ -60,7 +61,7 @@ class State:
         if not isinstance(written, dict) or written.get("version") != VERSION:
             raise ValueError(f"{self._index} is not of this version")
         try:
-            index = Index(written["buckets"], written["keys"])
+            index = Index(written["buckets"], written["keys"], written.get("secrets", {}))
             _ = index.summary  # reads each object's size
         except (KeyError, TypeError, AttributeError):
             raise ValueError(f"{self._index} lacks what it must have") from None
@@ -69,7 +70,12 @@ class State:
     def save(self, index: Index) -> None:
         """Make this the state. Every content it names must have been put."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        written = {"version": VERSION, "buckets": index.buckets, "keys": index.keys}
+        written = {
+            "version": VERSION,
+            "buckets": index.buckets,
+            "keys": index.keys,
+            "secrets": index.secrets,
+        }
         write_private(self._index, json.dumps(written))
 
     def put(self, blocks: Iterator[bytes]) -> str:

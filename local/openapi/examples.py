@@ -104,5 +104,10 @@ EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("PUT", "/v1/integrations/<integration_type>"): {
         "config": {"access_token": "the-token-that-expo.dev-gave", "username": "acme"},
     },
+    ("POST", "/v1/integrations/supabase/connect"): {"scope": "organization"},
+    ("POST", "/v1/integrations/supabase/callback"): {
+        "code": "what Supabase added to the address",
+        "state": "what was in authorize_url",
+    },
     ("POST", "/v1/integrations/<integration_type>/rotate"): {"scope": "organization"},
 }

@@ -1,4 +1,4 @@
-"""S3 objects and KMS keys outlive moto's process, however it ends."""
+"""S3 objects, KMS keys and the secrets that functions make outlive moto's process, however it ends."""
 
 import threading
 from collections.abc import Iterator
@@ -67,6 +67,7 @@ class Restarted:
 
 PARTS = [bytes([number]) * (5 * 1024 * 1024) for number in (1, 2)] + [b"end"]
 CONTEXT = {"of": "ada"}
+PRIVATE_KEY, DELETED = (f"{aws.STACK_NAME}/integrations/{name}" for name in ("kept", "deleted"))
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,9 @@ def restarted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
         etags = {"a/ö.txt": _put_described(client), "big": _put_in_parts(client)}
         versions = _put_versions(client)
         keys, ciphertexts = _encrypt(client)
+        for name in (PRIVATE_KEY, DELETED):
+            client("secretsmanager").create_secret(Name=name, SecretString="a key")
+        client("secretsmanager").delete_secret(SecretId=DELETED, ForceDeleteWithoutRecovery=True)
     with run(folder):
         pass  # nothing changed, nothing lost
     with run(folder) as client:
@@ -265,3 +269,10 @@ def test_an_object_whose_content_is_damaged_is_left_out_and_logged(tmp_path: Pat
     with run(tmp_path) as client:
         assert [each["Key"] for each in client("s3").list_objects_v2(Bucket=SCRATCH)["Contents"]] == ["good"]
     assert f"{SCRATCH}/bad is lost" in (tmp_path / "aws.log").read_text()
+
+
+def test_a_secret_that_a_function_made_comes_back(restarted: Restarted) -> None:
+    secrets = restarted.client("secretsmanager")
+    assert secrets.get_secret_value(SecretId=PRIVATE_KEY)["SecretString"] == "a key"
+    with pytest.raises(secrets.exceptions.ResourceNotFoundException):
+        secrets.get_secret_value(SecretId=DELETED)
