@@ -213,6 +213,16 @@ INSERTS = {
             (organization_id, route, key, request_hash, claim, claimed_until, expires_at)
         VALUES (%(organization)s, 'POST /v1/projects', 'key', sha256('request'), %(user)s, now(), now())
     """,
+    "deploys.oauth_states": """
+        INSERT INTO deploys.oauth_states
+            (id, state_hash, organization_id, user_id, is_users_own, verifier, expires_at)
+        VALUES (platform.new_id(), sha256(convert_to('state' || %(n)s, 'UTF8')), %(organization)s, %(user)s,
+                false, '', now())
+    """,
+    "deploys.private_keys": """
+        INSERT INTO deploys.private_keys (secret_name, organization_id)
+        VALUES ('stack/integrations/' || %(n)s, %(organization)s)
+    """,
     "deploys.integrations": """
         INSERT INTO deploys.integrations (organization_id, scope, type, config)
         VALUES (%(organization)s, 'organization', 'google_analytics', '{"measurement_id": "G-ABCDEF1234"}')

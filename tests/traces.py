@@ -172,6 +172,10 @@ PROJECTS = """
     FROM storage.objects
     WHERE organization_id = %(own)s;
 
+    INSERT INTO deploys.oauth_states
+        (id, state_hash, organization_id, user_id, is_users_own, verifier, expires_at)
+    VALUES (platform.new_id(), sha256(%(mark)s), %(own)s, %(user_id)s, false, '', now());
+
     INSERT INTO deploys.integrations
         (organization_id, project_id, scope, type, config, secrets, webhook_secrets, encryption_key)
     SELECT organization_id, id, 'project', 'expo', jsonb_build_object('username', %(mark)s),

@@ -1,18 +1,20 @@
 """Integrations set up, changed, rotated: sealed outside of transactions, written if nobody was faster.
 
 A private key is stored before the row that names it and the one before is deleted after, so that whatever
-fails, a row names a whole key. What a cut leaves in Secrets Manager, secrets_upkeep finds.
+fails, a row names a whole key. What a cut leaves in Secrets Manager, secrets_upkeep deletes.
 """
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import integration_rows
+import psycopg
 from aws_lambda_powertools import Logger
 from integration_rows import Columns, Integration, RacedError, Target
 from psycopg.rows import DictRow
@@ -83,7 +85,7 @@ def _put(asked: Asked, target: Target, wanted: Wanted) -> Integration:
 
     def write(tx: db.Tx) -> Integration:
         integration_rows.require_feature(tx, caller)
-        columns = sealed.columns(stored.name)
+        columns = sealed.columns(secret_name)
         if read is None:
             row = integration_rows.insert(tx, integration_id, target, columns)
         else:
@@ -92,10 +94,10 @@ def _put(asked: Asked, target: Target, wanted: Wanted) -> Integration:
         integration_rows.note(tx, action, caller, row["id"], target)
         return integration_rows.shown(row, asked.base_url, webhook_secret=sealed.new_webhook_secret)
 
-    with _StoredKey(integration_id, wanted.private_key) as stored:
+    with _stored(caller, integration_id, wanted.private_key) as secret_name:
         answer: Integration = asked.commit(write)
     if read is not None:
-        discard(read["secret_name"])
+        discard(caller, read["secret_name"])
     return answer
 
 
@@ -118,14 +120,17 @@ def _rotate(asked: Asked, target: Target, given: str | None) -> Integration:
     return answer
 
 
-def discard(secret_name: str | None) -> None:
+def discard(caller: Caller, secret_name: str | None) -> None:
     """Deletes a private key that no row names any more; secrets_upkeep does where this cannot."""
     if secret_name is None:
         return
     try:
         private_keys.delete(secret_name)
-    except Unavailable:
-        logger.warning("a private key is left for secrets_upkeep to delete", secret=secret_name)
+        _in_tx(caller, lambda tx: private_keys.forget(tx, secret_name))
+    except (Unavailable, psycopg.Error):
+        logger.warning(
+            "a private key is left for secrets_upkeep to delete", secret=secret_name, exc_info=True
+        )
 
 
 # ---- sealing ----
@@ -147,7 +152,7 @@ class _Sealed:
             secret_name=secret_name,
             webhook_secrets=self.webhook_secrets,
             state=self.state,
-            encryption_key=field_encryption.key_arn(),
+            encryption_key=field_encryption.key_arn() if self.secrets or self.webhook_secrets else None,
             tokens_expire_in=self.tokens_expire_in,
         )
 
@@ -215,19 +220,23 @@ def _new_secret() -> str:
     return secrets.token_urlsafe(SECRET_BYTES)
 
 
-class _StoredKey:
-    """A private key's new secret, which goes again where the row that was to name it did not come about."""
-
-    def __init__(self, integration_id: UUID, private_key: str | None) -> None:
-        self.name = None if private_key is None else private_keys.store(integration_id, private_key)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Of a commit that may have happened nobody knows yet whether a row names it.
-        if kind is not None and not issubclass(kind, db.CommitUnknown):
-            discard(self.name)
+@contextmanager
+def _stored(caller: Caller, integration_id: UUID, private_key: str | None) -> Iterator[str | None]:
+    """The name of a private key's new secret, which goes again where the row that was to name it did not come
+    about.
+    """
+    if private_key is None:
+        yield None
+        return
+    name = _in_tx(caller, lambda tx: private_keys.note(tx, caller.organization_id, integration_id))
+    try:
+        private_keys.store(name, private_key)
+        yield name
+    except db.CommitUnknown:
+        raise  # nobody knows yet whether a row names it
+    except BaseException:
+        discard(caller, name)
+        raise
 
 
 # ---- reading ----

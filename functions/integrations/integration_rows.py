@@ -61,7 +61,7 @@ class Columns:
     secret_name: str | None
     webhook_secrets: bytes | None  # None: those that stand
     state: integrations.State
-    encryption_key: str
+    encryption_key: str | None  # None: nothing is encrypted
     tokens_expire_in: int | None = None  # seconds
 
 

@@ -6,14 +6,16 @@ from uuid import UUID
 import integration_changes
 import integration_configs
 import integration_rows
+import supabase_connection
 from integration_changes import Asked
 from integration_configs import AnyName, WebhookSecret
 from integration_rows import ChosenScope, Integration
-from pydantic import Field
+from pydantic import BaseModel, Field
+from supabase_connection import Consent, Return, SupabaseProject
 
 from backplane import api, db, paging
 from backplane.auth import Caller
-from backplane.problems import Conflict, FeatureNotInPlan, InvalidState
+from backplane.problems import BadRequest, Conflict, FeatureNotInPlan, InvalidState
 
 router = api.Router()
 
@@ -32,6 +34,10 @@ class NewIntegration(Where):
 
 class Rotation(Where):
     webhook_secret: WebhookSecret | None = None  # where the service makes it; else one is made here
+
+
+class SupabaseProjects(BaseModel):
+    items: list[SupabaseProject]
 
 
 @router.get("/v1/integrations", scope="read")
@@ -93,7 +99,7 @@ def delete(
     """Deletes an integration with its secrets: its webhook answers 404 from then on."""
     target = _target(caller, integration_configs.named(integration_type), project_id, scope)
     secret_name = commit(lambda tx: integration_rows.delete(tx, target, caller))
-    integration_changes.discard(secret_name)
+    integration_changes.discard(caller, secret_name)
 
 
 @router.post(
@@ -113,6 +119,37 @@ def rotate(
     given = None if body.webhook_secret is None else body.webhook_secret.get_secret_value()
     target = _target(caller, integration_configs.named(integration_type), body.project_id, body.scope)
     return integration_changes.rotate(Asked(caller, commit, base_url), target, given)
+
+
+@router.post(
+    "/v1/integrations/supabase/connect",
+    scope="deployments:write",
+    raises=(FeatureNotInPlan,),
+    shown_once=("authorize_url",),
+)
+def connect_supabase(body: Where, caller: api.Caller, commit: api.Commit) -> Consent:
+    """Begins connecting Supabase: where the user gives his consent, within ten minutes."""
+    return supabase_connection.begin(caller, commit, body.project_id, body.scope)
+
+
+@router.post(
+    "/v1/integrations/supabase/callback",
+    scope="deployments:write",
+    raises=(BadRequest, FeatureNotInPlan, Conflict),
+)
+def return_from_supabase(
+    body: Return, caller: api.Caller, commit: api.Commit, base_url: api.BaseUrl
+) -> Integration:
+    """Finishes connecting Supabase, by what it added to the address that the user came back to."""
+    return supabase_connection.finish(Asked(caller, commit, base_url), body)
+
+
+@router.get("/v1/integrations/supabase/projects", scope="read", raises=(InvalidState,))
+def supabase_projects(
+    caller: api.Caller, *, project_id: UUID | None = None, scope: ChosenScope = "organization"
+) -> SupabaseProjects:
+    """The projects at Supabase that the connection reaches."""
+    return SupabaseProjects(items=supabase_connection.projects(caller, project_id, scope))
 
 
 def _target(

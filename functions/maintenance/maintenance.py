@@ -16,7 +16,7 @@ from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from backplane import db, erasure, idempotency, inbox_upkeep, invitations, limits, outbox
+from backplane import db, erasure, idempotency, inbox_upkeep, invitations, limits, outbox, supabase_tokens
 from backplane.config import settings
 from backplane.problems import Unavailable
 
@@ -77,6 +77,7 @@ TASKS = (
         "late_bodies_of_the_erased",
         in_batches(lambda tx, limit: erasure.forget_late_bodies(tx, limit=limit)),
     ),
+    Task("oauth_states", in_batches(lambda tx, limit: supabase_tokens.purge_states(tx, limit=limit))),
     Task("idempotency_keys", in_batches(lambda tx, limit: idempotency.purge(tx, limit=limit))),
     Task("invitations", in_batches(lambda tx, limit: invitations.purge(tx, limit=limit))),
     Task("daily_counters", in_batches(lambda tx, limit: limits.purge(tx, limit=limit))),

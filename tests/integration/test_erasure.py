@@ -65,6 +65,8 @@ IMPERSONAL = {
     "deploys.deployments": {"stale_reason"},  # ours
     "deploys.provider_jobs": {"external_id"},
     "deploys.integrations": {"encryption_key", "secret_name"},  # names of keys
+    "deploys.oauth_states": {"state_hash", "verifier"},  # random
+    "deploys.private_keys": {"secret_name"},
     "identity.users": {"clerk_id", "as_of"},  # the tombstone
     "platform.admin_settings": {"*"},
     "platform.api_keys": {"prefix", "secret_hash", "scopes"},

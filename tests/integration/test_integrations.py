@@ -11,14 +11,16 @@ from uuid import UUID
 import boto3
 import integration_changes
 import pytest
+import secrets_upkeep
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from psycopg.rows import DictRow
 from tests.callers import Customer, mint, send, sign_up, token, trust_our_tokens
 from tests.databases import Database
-from tests.senders import Answer
+from tests.keys import make_key
+from tests.senders import Answer, clerk_user, invoke, post_clerk
 
-from backplane import auth, config, db, integrations, private_keys
+from backplane import auth, config, db, field_encryption, integrations, private_keys, reencryption
 from backplane.problems import Unavailable
 
 
@@ -184,8 +186,15 @@ def credentials(
 
 
 def stored_keys(secrets_manager: Any) -> list[str]:
-    del secrets_manager
-    return [each.name for part in private_keys.stored() for each in part]
+    """The names of ours in Secrets Manager."""
+    prefix = config.settings().integration_secrets_prefix
+    listed = secrets_manager.list_secrets(Filters=[{"Key": "name", "Values": [prefix]}], MaxResults=100)
+    return [each["Name"] for each in listed["SecretList"]]
+
+
+def age(database: Database) -> None:
+    """Two hours pass for what is noted of private keys."""
+    rows(database, "UPDATE deploys.private_keys SET created_at = created_at - interval '2 hours'")
 
 
 # ---- secrets stay secret ----
@@ -294,6 +303,7 @@ def test_nothing_is_half_done_where_secrets_manager_or_the_database_fails(
     with monkeypatch.context() as patch:
         patch.setattr(private_keys, "_call", away)
         assert put(ada, "app-store-connect").status == 503
+        assert put(ada, "app-store-connect", project_id=project(ada)).status == 503
     assert rows(app_db, "SELECT * FROM deploys.integrations") == before
     with monkeypatch.context() as patch:  # the row is refused after the key was stored
         patch.setattr(integration_changes, "ATTEMPTS", 1)
@@ -306,7 +316,15 @@ def test_nothing_is_half_done_where_secrets_manager_or_the_database_fails(
         patch.setattr(private_keys, "delete", lambda name: away("delete_secret"))
         assert send("DELETE", "/v1/integrations/app-store-connect", ada.token).status == 204
     assert rows(app_db, "SELECT 1 FROM deploys.integrations") == []
-    assert stored_keys(secrets_manager) == [name]  # for secrets_upkeep
+    assert stored_keys(secrets_manager) == [name]
+    upkeep = {"ok": True, "deleted": 0, "strays": 0, "reencrypted": 0, "unreadable": 0, "left": 0}
+    with app_db.as_role("backplane_system"):
+        assert invoke(secrets_upkeep.handler, {}) == upkeep  # its row may be on its way
+        age(app_db)
+        assert invoke(secrets_upkeep.handler, {}) == upkeep | {"strays": 3}  # two were never stored
+        assert invoke(secrets_upkeep.handler, {}) == upkeep
+    assert stored_keys(secrets_manager) == []
+    assert rows(app_db, "SELECT 1 FROM deploys.private_keys") == []
 
 
 # ---- webhooks ----
@@ -590,3 +608,77 @@ def test_the_list_comes_in_parts(ada: Customer) -> None:
     assert [each["type"] for each in first["items"] + rest["items"]] == names[::-1]
     assert rest["next_cursor"] is None
     assert [each["type"] for each in listed(ada, type="stripe")] == ["stripe"]
+
+
+def test_an_erased_user_leaves_no_integration_and_no_private_key(
+    app_db: Database, ada: Customer, secrets_manager: Any, webhook_secrets: None
+) -> None:
+    for name in ("app-store-connect", "expo"):
+        made(ada, name)
+    made(ada, "expo", scope="user")
+    with app_db.as_role("backplane_system"):
+        assert post_clerk(clerk_user("user_ada", kind="deleted")).body["status"] == "processed"
+        assert rows(app_db, "SELECT 1 FROM deploys.integrations") == []
+        age(app_db)
+        assert invoke(secrets_upkeep.handler, {})["strays"] == 1
+    assert stored_keys(secrets_manager) == []
+
+
+def test_a_deleted_organisations_integrations_are_of_no_use_at_once_and_gone_within_the_hour(
+    app_db: Database, ada: Customer, secrets_manager: Any
+) -> None:
+    made(ada, "app-store-connect")
+    expo = made(ada, "expo")
+    rows(app_db, "UPDATE tenancy.organizations SET deleted_at = now()")
+    age(app_db)
+    with app_db.as_role("backplane_system"):
+        assert secrets_of("eas", expo["id"]) is None
+        assert credentials(ada, "expo") is None
+        done = invoke(secrets_upkeep.handler, {})
+    assert (done["deleted"], done["strays"]) == (2, 1)
+    assert stored_keys(secrets_manager) == []
+
+
+# ---- another key ----
+
+
+def test_rows_are_brought_under_a_new_key_once_and_read_as_before(
+    app_db: Database, ada: Customer, kms: Any, field_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("expo", "stripe", "github", "google_analytics", "app-store-connect"):
+        made(ada, name)
+    new = make_key(kms)
+    monkeypatch.setenv("FIELD_KEY_ARN", new)
+    monkeypatch.setenv("FORMER_FIELD_KEY_ARNS", field_key)
+    config.settings.cache_clear()
+    rotate(ada, "github")  # half of a row under the new key counts as under the former
+    monkeypatch.setattr(secrets_upkeep, "BATCH", 2)
+    with app_db.as_role("backplane_system"):
+        first = reencryption.reencrypt(reencryption.FIELDS[0], after=None, limit=2)  # and cut off
+        assert first.reencrypted == 2
+        done = invoke(secrets_upkeep.handler, {})
+        assert (done["ok"], done["reencrypted"], done["left"]) == (True, 2, 0)
+        assert invoke(secrets_upkeep.handler, {})["reencrypted"] == 0
+        kms.disable_key(KeyId=field_key.rpartition("/")[2])
+        monkeypatch.setenv("FORMER_FIELD_KEY_ARNS", "")
+        config.settings.cache_clear()
+        field_encryption.forget()
+        for type_, secret in (("expo", "access_token"), ("stripe", "secret_key"), ("github", "access_token")):
+            found = credentials(ada, type_)  # type: ignore[arg-type]
+            assert found is not None
+            assert found.secrets[secret] == CONFIGS[type_][secret]
+        assert len(rows(app_db, "SELECT 1 FROM deploys.integrations WHERE encryption_key = %s", new)) == 4
+
+
+def test_a_field_that_cannot_be_read_is_counted_and_stops_nobody(
+    app_db: Database, ada: Customer, kms: Any, field_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("expo", "stripe"):
+        made(ada, name)
+    rows(app_db, "UPDATE deploys.integrations SET secrets = 'damaged' WHERE type = 'expo'")
+    monkeypatch.setenv("FIELD_KEY_ARN", make_key(kms))
+    monkeypatch.setenv("FORMER_FIELD_KEY_ARNS", field_key)
+    config.settings.cache_clear()
+    with app_db.as_role("backplane_system"):
+        done = invoke(secrets_upkeep.handler, {})
+    assert (done["ok"], done["reencrypted"], done["unreadable"], done["left"]) == (False, 1, 1, 1)

@@ -29,6 +29,12 @@ QUERIES = {
     "/v1/projects/<project_id>/files/content": {"path": "of bob"},
 }
 NAMED_IN_THE_BODY = {"/v1/invitations/accept"}
+# On the free plan, where nothing is connected: a person's answer, and a key's.
+OTHERWISE = {
+    "/v1/integrations/supabase/connect": (403, 403),
+    "/v1/integrations/supabase/callback": (400, 403),
+    "/v1/integrations/supabase/projects": (404, 404),
+}
 # What customers and their keys may not call at all: the SaaS's own servers and platform admins do.
 OUT_OF_REACH = sorted({scope for *_, scope in ROUTES} - SCOPES_OF_ROLE["owner"])
 
@@ -182,6 +188,8 @@ def test_no_route_tells_of_another_organisation_or_touches_it(
             assert answer.status == 404
         elif scope in OUT_OF_REACH or (credential is key and not_a_keys):
             assert answer.status == 403
+        elif path in OTHERWISE:
+            assert answer.status == OTHERWISE[path][credential is key]
         elif "<" in path or path in NAMED_IN_THE_BODY:
             assert answer.status == 404
         else:

@@ -24,11 +24,17 @@ OF_MANAGERS = {
 SECOND_SCOPE = {
     "PATCH /v1/projects/<project_id>": "projects:write",
     "DELETE /v1/organizations/<organization_id>/members/<user_id>": "members:manage",  # of somebody else
+    "POST /v1/integrations/supabase/connect": "account:manage",  # a person's consent
+    "POST /v1/integrations/supabase/callback": "account:manage",
 }
 # What is tried on another organisation than the world's, which it ends: keys find none there.
 ELSEWHERE = {"DELETE /v1/organizations/<organization_id>"}
 # What does not answer 2xx in the world as it is, and why.
-OTHERWISE: dict[str, int] = {}
+OTHERWISE: dict[str, int] = {
+    "POST /v1/integrations/supabase/connect": 503,  # no OAuth app is configured
+    "POST /v1/integrations/supabase/callback": 400,  # nothing was begun
+    "GET /v1/integrations/supabase/projects": 404,  # nothing is connected
+}
 # What a path names that is nobody's own: the stranger is told the same as everybody.
 NOT_OF_AN_ORGANIZATION: set[str] = {"PUT /v1/integrations/<integration_type>"}
 

@@ -50,6 +50,7 @@ LOGINS = {
     "plans": "backplane_app",
     "restore_drill": "backplane_system",
     "projects": "backplane_app",
+    "secrets_upkeep": "backplane_system",
     "storage_upkeep": "backplane_system",
     "stripe_reconciliation": "backplane_system",
     "stripe_webhook": "backplane_system",

@@ -75,6 +75,11 @@ class Settings(BaseSettings):
     former_field_key_arns: str = ""
     integration_secrets_prefix: str | None = None  # of names in Secrets Manager, <stack>/integrations/
 
+    # Supabase's OAuth app.
+    supabase_client_secret_arn: str | None = None  # {"client_id", "client_secret"}; unset: nobody connects
+    supabase_redirect_uri: str | None = None  # the page of your app that Supabase sends the user back to
+    supabase_api_base: str = "https://api.supabase.com"  # or a fake's
+
     # Events out.
     event_bus_name: str = "default"
     outbox_publisher_function: str | None = None  # unset: nobody is poked, the schedule publishes

@@ -39,6 +39,11 @@ class Personal:
 
 PERSONAL: tuple[Personal, ...] = (
     Personal(
+        "deploys.oauth_states",
+        (),
+        "DELETE FROM deploys.oauth_states WHERE organization_id = %(own)s OR user_id = %(user_id)s",
+    ),
+    Personal(
         "deploys.integrations",
         ("config", "secrets", "webhook_secrets"),
         # secrets_upkeep takes their private keys out of Secrets Manager, within the hour.

@@ -72,12 +72,14 @@ def webhook_of(tx: db.Tx, provider: str, integration_id: UUID) -> WebhookIntegra
     """
     row = tx.execute(
         """
-        SELECT id, organization_id, project_id, type::text, webhook_secrets, clock_timestamp() AS now
-        FROM deploys.integrations
-        WHERE id = %(id)s
-          AND type::text = %(type)s
-          AND state <> 'disabled'
-          AND webhook_secrets IS NOT NULL
+        SELECT i.id, i.organization_id, i.project_id, i.type::text, i.webhook_secrets,
+               clock_timestamp() AS now
+        FROM deploys.integrations AS i
+        JOIN tenancy.organizations AS o ON o.id = i.organization_id AND o.deleted_at IS NULL
+        WHERE i.id = %(id)s
+          AND i.type::text = %(type)s
+          AND i.state <> 'disabled'
+          AND i.webhook_secrets IS NOT NULL
         """,
         {"id": integration_id, "type": TYPE_OF_PROVIDER.get(provider)},
     ).fetchone()
@@ -123,7 +125,7 @@ def find_credentials(
         SELECT i.id, i.organization_id, i.project_id, i.user_id, i.type::text, i.config, i.secrets,
                i.secret_name
         FROM deploys.integrations AS i
-        JOIN tenancy.organizations AS o ON o.id = i.organization_id
+        JOIN tenancy.organizations AS o ON o.id = i.organization_id AND o.deleted_at IS NULL
         WHERE i.organization_id = %(organization_id)s
           AND i.type::text = %(type)s
           AND i.state = 'active'
@@ -168,6 +170,23 @@ def webhook_secrets(row: DictRow) -> list[WebhookSecret]:
         for each in stored
     ]
     return [each for each in known if each.until is None or each.until > row["now"]]
+
+
+def purge_of_the_deleted(tx: db.Tx, *, limit: int) -> int:
+    """Deletes what organisations had that are deleted. Answers how many, `limit` at most."""
+    return tx.execute(
+        """
+        DELETE FROM deploys.integrations
+        WHERE id IN (
+            SELECT i.id
+            FROM deploys.integrations AS i
+            JOIN tenancy.organizations AS o ON o.id = i.organization_id
+            WHERE o.deleted_at IS NOT NULL
+            LIMIT %(limit)s
+        )
+        """,
+        {"limit": limit},
+    ).rowcount
 
 
 def place(row: Mapping[str, Any], column: str) -> Place:

@@ -1,44 +1,45 @@
 """Private keys that never come into the database: each in a secret of its own in Secrets Manager.
 
-A secret is written under a new name before the row that names it, and the one before is deleted after: a row
-never names half of a key. What a cut leaves behind, secrets_upkeep deletes.
+A secret has a new name, which is noted before it is stored; the integration's row comes after, and the secret
+that it named before is deleted last. So a row never names half of a key, and what a cut leaves behind is
+found among the noted names.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from datetime import timedelta
 from functools import cache
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from backplane import db
 from backplane.config import settings
 from backplane.problems import Unavailable
 
 CONNECT_TIMEOUT: Final = 1.0  # seconds
 READ_TIMEOUT: Final = 5.0
-PAGE: Final = 100  # secrets that one call lists
 
 
 class MissingKeyError(Exception):
     """The secret was deleted behind our back. The owner has to give the key again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    name: str
-    created_at: datetime
-
-
-def store(integration_id: UUID, private_key: str) -> str:
-    """The name of a new secret. Raises Unavailable."""
+def note(tx: db.Tx, organization_id: UUID, integration_id: UUID) -> str:
+    """The name for a new secret, which is known from now on. To be committed before `store`."""
     name = f"{_prefix()}{integration_id}/{uuid4()}"
+    tx.execute(
+        "INSERT INTO deploys.private_keys (secret_name, organization_id) VALUES (%s, %s)",
+        [name, organization_id],
+    )
+    return name
+
+
+def store(name: str, private_key: str) -> None:
+    """Raises Unavailable."""
     _call(
         "create_secret",
         Name=name,
         SecretString=private_key,
         Description="The private key of an integration",
     )
-    return name
 
 
 def read(name: str) -> str:
@@ -58,25 +59,25 @@ def delete(name: str) -> None:
         return
 
 
-def stored() -> Iterator[list[Stored]]:
-    """Every secret of ours, in parts. Raises Unavailable."""
-    prefix = _prefix()
-    further: dict[str, str] = {}
-    while True:
-        answer = _call(
-            "list_secrets",
-            Filters=[{"Key": "name", "Values": [prefix]}],
-            MaxResults=PAGE,
-            **further,
-        )
-        yield [
-            Stored(each["Name"], each["CreatedDate"])
-            for each in answer["SecretList"]
-            if each["Name"].startswith(prefix)  # the filter knows no case
-        ]
-        if "NextToken" not in answer:
-            return
-        further = {"NextToken": answer["NextToken"]}
+def forget(tx: db.Tx, name: str) -> None:
+    """After `delete`."""
+    tx.execute("DELETE FROM deploys.private_keys WHERE secret_name = %s", [name])
+
+
+def strays(tx: db.Tx, *, older_than: timedelta, limit: int) -> list[str]:
+    """Names that no integration has, the oldest first. A young one's row may be on its way."""
+    rows = tx.execute(
+        """
+        SELECT k.secret_name
+        FROM deploys.private_keys AS k
+        WHERE k.created_at < clock_timestamp() - %(older_than)s
+          AND NOT EXISTS (SELECT 1 FROM deploys.integrations AS i WHERE i.secret_name = k.secret_name)
+        ORDER BY k.created_at
+        LIMIT %(limit)s
+        """,
+        {"older_than": older_than, "limit": limit},
+    ).fetchall()
+    return [row["secret_name"] for row in rows]
 
 
 class _NotFoundError(Exception):
