@@ -449,7 +449,7 @@ def test_work_that_took_too_long_is_not_saved_where_nobody_could_hear_of_it(
     assert texts(notes) == []
 
 
-@pytest.mark.parametrize("seconds", [db.MIN_BUDGET, 0.0519, 0.999, 7.0])
+@pytest.mark.parametrize("seconds", [db.MIN_BUDGET, 0.0519, 0.999, 7.0, 900.0])
 def test_however_little_time_is_left_it_bounds_each_statement_lock_and_silence(
     app_db: Database, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
@@ -461,7 +461,11 @@ def test_however_little_time_is_left_it_bounds_each_statement_lock_and_silence(
         found = {row["name"]: row["milliseconds"] for row in tx.execute(query, [list(names)])}
     milliseconds = int(seconds * 1000)
     assert milliseconds > 0
-    assert found == dict.fromkeys(names, milliseconds) | {"lock_timeout": min(milliseconds, 5000)}
+    assert found == {
+        "statement_timeout": milliseconds,
+        "lock_timeout": min(milliseconds, 5000),
+        "idle_in_transaction_session_timeout": min(milliseconds, 60_000),
+    }
 
 
 def test_without_time_nothing_is_sent(proxy: Proxy) -> None:

@@ -28,7 +28,7 @@ from backplane import bounded, config, connect, db, problems
 SEED = os.environ.get("BACKPLANE_FAULTS_SEED", "1")
 ALL = os.environ.get("BACKPLANE_FAULTS") == "all"
 STALLS = 3  # of a conversation, unless all are wanted: each takes its invocation's whole time
-SHARE = 0.5  # of what may become of an event, unless all is wanted
+SHARE = 0.3  # of what may become of an event, unless all is wanted
 STALLED = 0.3  # seconds an invocation has left that meets a stall
 LOUD: Sequence[Kind] = ("cut", "reset", "half", "torn")
 ORGANIZATION = UUID("01890a5d-ac96-774b-bcce-b302099a8057")

@@ -54,6 +54,7 @@ T = TypeVar("T")
 
 MIN_BUDGET: Final = 0.05  # seconds; with less it is not worth beginning
 LOCK_TIMEOUT: Final = 5.0  # seconds to wait for a row; more would only queue the next ones
+IDLE_TIMEOUT: Final = 60.0  # seconds a transaction may be silent, whatever time there is
 ATTEMPTS: Final = 6
 
 _logger = logging.getLogger("backplane.db")
@@ -220,8 +221,8 @@ def _begin(organization_id: UUID | None, user_id: UUID | None) -> bytes:
         "BEGIN ISOLATION LEVEL READ COMMITTED",
         f"SET LOCAL statement_timeout = {milliseconds}",
         f"SET LOCAL lock_timeout = {min(milliseconds, int(LOCK_TIMEOUT * 1000))}",
-        # A process that is frozen in the middle keeps its row locks no longer than its time.
-        f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}",
+        # A process that was frozen or lost in the middle keeps its row locks no longer than its time.
+        f"SET LOCAL idle_in_transaction_session_timeout = {min(milliseconds, int(IDLE_TIMEOUT * 1000))}",
     ]
     for name, value in (("organization_id", organization_id), ("user_id", user_id)):
         if value is not None:
