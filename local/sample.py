@@ -27,6 +27,7 @@ class Sample:
     user: str = "user_demo"  # whose token goes with a request to /v1
     platform: str | None = None  # the platform role that he gets first
     after: str | None = None  # the sample beside it that is sent first, for its answer's id
+    secret: str | None = None  # that signs what goes to an integration's webhook
     invoke: Any = None
 
 

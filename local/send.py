@@ -90,11 +90,14 @@ def prepared(stack: running.Stack, event: Sample, folder: Path) -> Sample:
         promote(stack, event.user, event.platform)
     if event.after is None or event.path is None:
         return event
-    [first] = send(stack, sample.read(folder / event.after))
+    before = folder / event.after
+    [first] = send(stack, prepared(stack, sample.read(before), before.parent))
     if first.status >= 400:  # noqa: PLR2004  the first status of an error
         raise Refusal(
             f"{event.after} must come first, and is refused ({first.kind}): {_readable(first.body)}"
         )
+    if "{id}" not in event.path:
+        return event
     return replace(event, path=event.path.replace("{id}", json.loads(first.body)["id"]))
 
 
@@ -139,6 +142,9 @@ def signature(stack: running.Stack, event: Sample, body: bytes, *, forged: bool 
             "svix-timestamp": str(now),
             "svix-signature": svix_signature(secret, message, body, now),
         }
+    if event.path and event.path.startswith("/webhooks/"):
+        secret = "a-forged-webhook-secret" if forged or event.secret is None else event.secret
+        return callback_signature(event.path.split("/")[2], secret, body)
     if event.path and event.path.startswith("/v1/"):
         token = mint(stack, event.user)
         return {"authorization": f"Bearer {_tampered(token) if forged else token}"}
@@ -156,6 +162,14 @@ def svix_signature(secret: str, message: str, body: bytes, now: int) -> str:
     key = base64.b64decode(secret.removeprefix("whsec_"))
     digest = hmac.new(key, b"%s.%d.%s" % (message.encode(), now, body), hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"
+
+
+def callback_signature(sender: str, secret: str, body: bytes) -> dict[str, str]:
+    """How Expo, Vercel and GitHub sign: HMAC of the body in hexadecimal digits."""
+    if sender == "github":
+        return {"x-hub-signature-256": f"sha256={hmac.new(secret.encode(), body, 'sha256').hexdigest()}"}
+    digest = hmac.new(secret.encode(), body, "sha1").hexdigest()
+    return {"x-vercel-signature": digest} if sender == "vercel" else {"expo-signature": f"sha1={digest}"}
 
 
 def _tampered(token: str) -> str:

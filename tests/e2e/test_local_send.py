@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.e2e.local_cloud import PATIENCE, ROOT, Cloud
+from tests.e2e.local_cloud import PATIENCE, ROOT, Cloud, until
 
 STRIPE, CLERK = "events/stripe_webhook.json", "events/clerk_webhook.json"
 
@@ -85,10 +85,42 @@ def test_the_samples_tell_of_an_organisation_and_of_a_plan_paid_through_clerk(st
     assert set(answers.values()) == {"processed"}, answers
 
 
+def test_the_samples_tell_of_builds_whose_deployment_begins_later(stack: Cloud) -> None:
+    """Each after user_created, subscription_item_active and its sender's integration: expo_integration,
+    vercel_integration, github_integration.
+    """
+    build = f"build-{uuid.uuid4().hex}"
+    identity = ("--id", build.removeprefix("build-"))
+    early = [
+        status(send(stack, "events/build_webhook.json", *identity)),
+        status(send(stack, "events/callbacks/eas_submission.json", *identity)),
+        status(send(stack, "events/callbacks/vercel_succeeded.json")),
+        status(send(stack, "events/callbacks/github_success.json")),
+    ]
+    assert early == ["parked"] * 4
+    forged = send(stack, "events/build_webhook.json", "--forge")
+    assert forged.returncode == 0, forged.stdout
+    headers = {
+        "authorization": f"Bearer {stack.token('user_builder')}",
+        "content-type": "application/json",
+    }
+    made = stack.request("POST", "/v1/projects", b'{"title": "Fitness"}', headers)
+    body = json.dumps({"type": "eas-build", "platform": "android", "external_id": build}).encode()
+    begun = stack.request("POST", f"/v1/projects/{made.json()['id']}/deployments", body, headers)
+    assert begun.status == 201, begun.body
+    path = f"/v1/deployments/{begun.json()['id']}"
+
+    def applied() -> bool:
+        told = stack.request("GET", path, headers=headers).json()
+        return told["status"] == "successful" and len(told["builds"]) == 2  # and the submission
+
+    until(applied, "both callbacks are applied")
+
+
 def test_every_sample_is_in_one_of_these_tests() -> None:
     text = Path(__file__).read_text()
 
-    assert [file.name for file in (ROOT / "events").glob("*/*.json") if file.name not in text] == []
+    assert [file.name for file in (ROOT / "events").glob("*/*.json") if file.stem not in text] == []
 
 
 def test_fields_are_overridden(stack: Cloud) -> None:

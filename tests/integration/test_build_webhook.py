@@ -33,7 +33,7 @@ from tests.ledgers import new_account, rows
 from tests.senders import call as invoke
 from tests.senders import http_event
 
-from backplane import deployments, field_encryption, inbox, inbox_upkeep
+from backplane import db, deployments, field_encryption, inbox, inbox_upkeep
 from backplane.senders import SENDERS
 
 pytestmark = pytest.mark.usefixtures("field_key")
@@ -564,6 +564,9 @@ def test_admins_replay_them_safely_and_health_counts_them(
     post("eas", integration, FINISHED)
     after = invoke(health.handler, http_event("GET", "/health")).body["checks"]["inbox"]["parked"]
     assert after == before + 1
+    # For hours, too, nobody is called: the build may be one that never had a deployment here.
+    rows(system_db, "UPDATE platform.webhook_inbox SET received_at = received_at - interval '2 hours'")
+    assert db.run(inbox_upkeep.census).parked_long == 0
     (waiting,) = inbox_rows(system_db, integration)
     path = f"/v1/admin/webhooks/{waiting['id']}"
     shown = send("GET", path, root).body

@@ -25,7 +25,7 @@ class Census:
     failed: int
     dead: int
     quarantined: int
-    parked_long: int  # for more than an hour, since less than a day
+    parked_long: int  # Stripe's and Clerk's, for more than an hour, since less than a day
     newly_dead: int  # in the last day
     newly_quarantined: int  # in the last day
     oldest_seconds: int | None  # since the oldest of those parked or failed came
@@ -40,6 +40,8 @@ def census(tx: db.Tx) -> Census:
                count(*) FILTER (WHERE status = 'dead') AS dead,
                count(*) FILTER (WHERE status = 'quarantined') AS quarantined,
                count(*) FILTER (WHERE status = 'parked'
+                   -- Of builds we are told that nobody ever begins here.
+                   AND provider IN ('stripe', 'clerk')
                    AND received_at BETWEEN clock_timestamp() - {PARKED_LONG} - {REPORTED}
                                        AND clock_timestamp() - {PARKED_LONG}) AS parked_long,
                count(*) FILTER (WHERE status = 'dead'
