@@ -4,10 +4,11 @@ Locks: what callbacks wait for, then as backplane.deployments has them.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from uuid import UUID
 
 import deployment_views
-from deployment_requests import Build, Completion, NewDeployment, provider_of
+from deployment_requests import PROVIDER_OF, Build, Completion, NewDeployment, provider_of
 from psycopg.types.json import Jsonb
 
 from backplane import (
@@ -54,7 +55,7 @@ def start(tx: db.Tx, found: Access, caller: Caller, new: NewDeployment) -> UUID:
             "created_by": caller.user_id,
             "type": new.type,
             "platform": new.platform,
-            "provider": provider_of(new),
+            "provider": new.provider or PROVIDER_OF[new.type] or provider_of(new.external_id),
             "environment": new.environment,
             "status": status,
             "under_way": status == "in_progress",
@@ -80,7 +81,8 @@ def link(tx: db.Tx, found: Access, caller: Caller, deployment_id: UUID, builds: 
     if deployment.status in TERMINAL:
         raise _over(deployment.status)
     _name(tx, deployment, builds)
-    deployments.advance(tx, deployment_id, _by(caller, "in_progress", "linked"))
+    report = _by(caller, "in_progress", "linked")
+    deployments.advance(tx, deployment_id, replace(report, provider=provider_of(builds[0].external_id)))
     deployments.announce(tx, "deployment.started", deployment, "in_progress")
 
 

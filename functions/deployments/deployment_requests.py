@@ -38,15 +38,14 @@ class NewDeployment(api.Body):
         return self
 
 
-def provider_of(new: NewDeployment) -> Provider | None:
-    """As the caller says, as the kind says, or as the id shows: only Vercel's begin so."""
-    told = new.provider or PROVIDER_OF[new.type]
-    return "vercel" if told is None and (new.external_id or "").startswith("dpl_") else told
-
-
 class Build(api.Body):
     external_id: ExternalId
     platform: Literal["ios", "android", "web"] | None = None
+
+
+def provider_of(external_id: str | None) -> Provider | None:
+    """Where the id shows it: only Vercel's begin so."""
+    return "vercel" if (external_id or "").startswith("dpl_") else None
 
 
 class Builds(api.Body):

@@ -188,14 +188,15 @@ def newest(
     limit: int,
 ) -> list[Deployment]:
     """Of an organisation, or of one of its projects. Ids ascend with time, so they are order and cursor."""
+    wanted = {"d.project_id = %(project_id)s": project_id, "d.status = %(status)s": status}
+    conditions = "".join(f" AND {condition}" for condition, value in wanted.items() if value is not None)
     rows = tx.execute(
         f"""
         SELECT {_COLUMNS}
         {_FROM}
         WHERE d.organization_id = %(organization_id)s
           AND d.deleted_at IS NULL
-          AND (%(project_id)s::uuid IS NULL OR d.project_id = %(project_id)s)
-          AND (%(status)s::deploys.status IS NULL OR d.status = %(status)s)
+          {conditions}
           AND (%(before)s::uuid IS NULL OR d.id < %(before)s)
         ORDER BY d.id DESC
         LIMIT %(limit)s

@@ -9,7 +9,7 @@ import pytest
 from tests.counters import at_once, transaction, used
 from tests.databases import Database
 from tests.deploys import BUILD, NOON, Deployed, announced, deploy, project, steps, stored, tell, told
-from tests.ledgers import new_account
+from tests.ledgers import new_account, rows
 
 from backplane import deployments
 from backplane.deployments import Status, Urls
@@ -127,6 +127,29 @@ def test_the_project_stays_deploying_until_the_last_of_its_deployments_is_over(s
         )
     tell(system_db, first, told("successful"))
     assert project(system_db, first)["status"] == "deploying"
+
+
+@pytest.mark.parametrize(
+    ("before", "kind", "end", "after"),
+    [
+        ("deploying", "mobile", "aborted", "draft"),
+        ("deploying, files_version = 1", "mobile", "aborted", "ready"),
+        ("deploying, files_version = 1, deployed_at = now()", "mobile", "aborted", "deployed"),
+        ("deploying, deployed_at = now()", "mobile", "failed", "error"),
+        ("generating", "mobile", "successful", "generating"),
+        ("archived", "web", "successful", "archived"),
+        ("published", "site", "failed", "published"),
+    ],
+)
+def test_a_projects_status_follows_by_legal_steps_only(
+    system_db: Database, before: str, kind: str, end: Status, after: str
+) -> None:
+    deployed = deploy(system_db, BUILD)
+    status, *more = before.split(", ")
+    assignments = ", ".join([f"status = '{status}'", f"kind = '{kind}'", *more])
+    rows(system_db, f"UPDATE projects.projects SET {assignments} WHERE id = %s", deployed.project_id)
+    assert tell(system_db, deployed, told(end)) == "applied"
+    assert project(system_db, deployed)["status"] == after
 
 
 def test_a_job_is_found_in_its_organisation_and_by_its_provider_alone(system_db: Database) -> None:

@@ -133,7 +133,10 @@ def test_a_build_belongs_to_one_deployment(app_db: Database, ada: Customer, proj
     assert act(ada, other, "builds", builds=[{"external_id": "new"}, {"external_id": BUILD}]).status == 409
     assert send("GET", f"/v1/deployments/{other['id']}", ada.token).body == other  # nothing half done
     assert act(ada, first, "builds", builds=[{"external_id": BUILD, "platform": "ios"}]).status == 200
-    assert counted(app_db, ada) == 2
+    web = start(ada, project, type="web", platform="web").body
+    assert web["provider"] is None
+    assert act(ada, web, "builds", builds=[{"external_id": "dpl_1"}]).body["provider"] == "vercel"
+    assert counted(app_db, ada) == 3
 
 
 def test_a_repeated_start_begins_once(app_db: Database, ada: Customer, project: str) -> None:

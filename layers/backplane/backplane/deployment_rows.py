@@ -26,7 +26,6 @@ class Deployment:
     id: UUID
     organization_id: UUID
     project_id: UUID
-    environment: str
     status: Status
     stale_at: datetime | None
 
@@ -45,7 +44,7 @@ def lock(tx: db.Tx, deployment_id: UUID, *, counts: bool = False) -> Deployment 
     project_status.lock(tx, found["project_id"])
     row = tx.execute(
         """
-        SELECT id, organization_id, project_id, environment, status, stale_at
+        SELECT id, organization_id, project_id, status, stale_at
         FROM deploys.deployments
         WHERE id = %s
         FOR NO KEY UPDATE

@@ -1,7 +1,8 @@
 """A project's status: which of its steps are legal, and what moves it.
 
     draft · ready · error · deployed → generating → ready | error
-    draft · ready · error · deployed → deploying → deployed | error, and back to where it was if aborted
+    draft · ready · error · deployed → deploying → deployed | error; if aborted to what it is without that:
+    deployed once it was, else ready once something was made, else draft
 
 A generation may begin while a deployment is under way: the project is `generating` then, and what is
 deployed meanwhile leaves its status alone, since something newer than that is being made. A site's status
@@ -77,7 +78,13 @@ def deployed(tx: db.Tx, project_id: UUID, end: Status, url: str | None) -> None:
                 ) THEN status
                 WHEN %(end)s = 'failed' THEN 'error'
                 WHEN %(end)s = 'successful' OR deployed_at IS NOT NULL THEN 'deployed'
-                WHEN files_version > 0 THEN 'ready'
+                WHEN files_version > 0 OR EXISTS (
+                    SELECT 1
+                    FROM projects.generations AS g
+                    WHERE g.organization_id = p.organization_id
+                      AND g.project_id = p.id
+                      AND g.status = 'completed'
+                ) THEN 'ready'
                 ELSE 'draft'
             END
         WHERE id = %(id)s
