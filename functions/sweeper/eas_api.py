@@ -1,12 +1,13 @@
 """Builds, asked of Expo's GraphQL API. docs.expo.dev/accounts/programmatic-access"""
 
-from collections.abc import Mapping
 from typing import Final
 
-from provider_http import Address, Api, Error, Text, Unheard
-from pydantic import AwareDatetime, BaseModel, Field
+from provider_http import Api, Unheard
+from pydantic import BaseModel, Field
 
-from backplane.deployment_reports import Report, Status, Urls
+from backplane.callbacks import Moment, Text
+from backplane.deployment_reports import Report, Urls
+from backplane.eas_callbacks import STATUSES, Artifacts, Failure
 from backplane.integrations import Credentials
 
 API = Api("Expo", "https://api.expo.dev")
@@ -15,40 +16,20 @@ QUERY: Final = """
     query Build($id: ID!) {
       builds {
         byId(buildId: $id) {
-          id status platform updatedAt completedAt appVersion appBuildVersion gitCommitHash
+          id status platform updatedAt expirationDate appVersion appBuildVersion gitCommitHash
           artifacts { buildUrl applicationArchiveUrl xcodeBuildLogsUrl }
           error { errorCode message }
         }
       }
     }
 """
-STATUSES: Final[Mapping[str, Status]] = {
-    "NEW": "pending",
-    "AWAITING_BUILD": "pending",
-    "IN_QUEUE": "pending",
-    "IN_PROGRESS": "in_progress",
-    "PENDING_CANCEL": "in_progress",
-    "FINISHED": "successful",
-    "ERRORED": "failed",
-    "CANCELED": "aborted",
-}
-
-
-class Artifacts(BaseModel):
-    build: Address | None = Field(None, alias="buildUrl")
-    archive: Address | None = Field(None, alias="applicationArchiveUrl")
-    logs: Address | None = Field(None, alias="xcodeBuildLogsUrl")
-
-
-class Failure(BaseModel):
-    code: Text | None = Field(None, alias="errorCode")
-    message: Error | None = None
 
 
 class Build(BaseModel):
     status: str
     platform: str
-    updated_at: AwareDatetime = Field(alias="updatedAt")
+    updated_at: Moment = Field(alias="updatedAt")
+    expires_at: Moment | None = Field(None, alias="expirationDate")
     version: Text | None = Field(None, alias="appVersion")
     build_number: Text | None = Field(None, alias="appBuildVersion")
     commit: Text | None = Field(None, alias="gitCommitHash")
@@ -82,7 +63,8 @@ def ask(credentials: Credentials, external_id: str) -> Report:
     token = credentials.secrets["access_token"]
     told = API.post("/graphql", token, {"query": QUERY, "variables": {"id": external_id}})
     build = _found(API.read(Answer, told))
-    if build.status not in STATUSES:
+    status = STATUSES.get(build.status.lower().replace("_", "-"))
+    if status is None:
         raise API.strange("a state that is not known here")
     artifacts = build.artifacts or Artifacts.model_validate({})
     artifact = artifacts.build or artifacts.archive
@@ -91,19 +73,20 @@ def ask(credentials: Credentials, external_id: str) -> Report:
         actor="eas",
         provider="eas",
         external_id=external_id,
-        status=STATUSES[build.status],
+        status=status,
         occurred_at=build.updated_at,
         platform="ios" if build.platform == "IOS" else "android",
         urls=Urls(
             android=artifact if build.platform == "ANDROID" else None,
             ios=artifact if build.platform == "IOS" else None,
-            archive=artifacts.archive,
-            logs=artifacts.logs,
+            archive=artifacts.archive or artifacts.build,
+            logs=artifacts.xcode_logs,
         ),
         app_version=build.version,
         build_number=build.build_number,
         git_commit=build.commit,
-        error=_told(build.error),
+        artifact_expires_at=build.expires_at,
+        error=build.error.told if build.error else None,
     )
 
 
@@ -117,9 +100,3 @@ def _found(answer: Answer) -> Build:
     if not builds or builds.found is None:
         raise Unheard("Expo shows no such build to the token")
     return builds.found
-
-
-def _told(failure: Failure | None) -> str | None:
-    if failure is None:
-        return None
-    return ": ".join(part for part in (failure.code, failure.message) if part) or None

@@ -1,29 +1,18 @@
 """Deployments' statuses, asked of GitHub's REST API. docs.github.com/rest/deployments/statuses"""
 
-from collections.abc import Mapping
 from typing import Annotated, Final
 from urllib.parse import quote
 
-from provider_http import Address, Api, Error, Unheard
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, RootModel
+from provider_http import Api, Unheard
+from pydantic import BaseModel, BeforeValidator, RootModel
 
-from backplane.deployment_reports import Report, Status, Urls
+from backplane.callbacks import Address, Error, Moment
+from backplane.deployment_reports import Report, Urls
+from backplane.github_callbacks import STATUSES
 from backplane.integrations import Credentials
 
 API = Api("GitHub", "https://api.github.com")
 VERSION: Final = {"x-github-api-version": "2022-11-28"}
-
-# `inactive` says that a later deployment took its place, which ends nothing.
-STATUSES: Final[Mapping[str, Status]] = {
-    "pending": "pending",
-    "queued": "pending",
-    "waiting": "pending",
-    "in_progress": "in_progress",
-    "success": "successful",
-    "failure": "failed",
-    "error": "failed",
-}
-
 
 # GitHub says "" for addresses that were not given.
 GivenAddress = Annotated[Address | None, BeforeValidator(lambda told: told or None)]
@@ -35,8 +24,8 @@ class DeploymentStatus(BaseModel):
     environment_url: GivenAddress = None
     log_url: GivenAddress = None
     target_url: GivenAddress = None
-    created_at: AwareDatetime
-    updated_at: AwareDatetime | None = None
+    created_at: Moment
+    updated_at: Moment | None = None
 
 
 class Statuses(RootModel[list[DeploymentStatus]]):

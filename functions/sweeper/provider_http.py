@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, StringConstraints, ValidationError
+from pydantic import BaseModel, ValidationError
+
+from backplane import requests
+from backplane.problems import InvalidPayload
 
 TIMEOUT: Final = 5.0  # seconds, for connecting and for each read
 LONGEST: Final = 10.0  # seconds for an answer as a whole
@@ -19,16 +22,6 @@ MAX_BYTES: Final = 2 * 1024**2
 LONGEST_REST: Final = 3600.0  # seconds; who asks for a longer one is asked again all the same
 
 M = TypeVar("M", bound=BaseModel)
-
-# What is stored of an answer, and shown to people.
-Text = Annotated[str, AfterValidator(lambda text: _clean(text, 255))]
-Error = Annotated[str, AfterValidator(lambda text: _clean(text, 10_000))]
-Address = Annotated[str, StringConstraints(max_length=4096, pattern=r"^https?://[!-~]+$")]
-
-
-def _clean(text: str, longest: int) -> str:
-    """Cut, and without what PostgreSQL's text cannot hold."""
-    return text.replace("\x00", "").encode(errors="replace").decode()[:longest]
 
 
 class Unheard(Exception):  # noqa: N818  an outcome, not an error
@@ -87,9 +80,9 @@ class Api:
             connection.close()
         self._check(response)
         try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise self.strange("an answer that is not JSON") from error
+            return requests.parse_json(requests.text(data))
+        except InvalidPayload as error:
+            raise self.strange("an answer that is not JSON, or not to be stored") from error
 
     def _check(self, response: http.client.HTTPResponse) -> None:
         """Raises Unheard unless the answer is what was asked for."""

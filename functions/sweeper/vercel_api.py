@@ -1,13 +1,13 @@
 """Deployments, asked of Vercel's REST API. vercel.com/docs/rest-api/deployments"""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 from urllib.parse import quote, urlencode
 
-from provider_http import Address, Api, Error, Text
+from provider_http import Api
 from pydantic import BaseModel, Field, StringConstraints
 
+from backplane.callbacks import MAX_TEXT, Address, Error, Moment
 from backplane.deployment_reports import Report, Status, Urls
 from backplane.integrations import Credentials
 
@@ -26,8 +26,6 @@ STATUSES: Final[Mapping[str, Status]] = {
 CHECKING: Final = frozenset({"registered", "running"})  # it is built, and not let through yet
 COMMITS: Final = ("githubCommitSha", "gitlabCommitSha", "bitbucketCommitSha")
 
-Milliseconds = Annotated[int, Field(ge=0, lt=253_402_300_800_000)]  # of the epoch; to the year 9999
-
 
 class Deployment(BaseModel):
     state: str = Field(alias="readyState")
@@ -37,11 +35,11 @@ class Deployment(BaseModel):
     )
     page: Address | None = Field(None, alias="inspectorUrl")
     error: Error | None = Field(None, alias="errorMessage")
-    meta: dict[str, Text | Any] | None = None
-    created_at: Milliseconds = Field(alias="createdAt")
-    building_at: Milliseconds | None = Field(None, alias="buildingAt")
-    ready_at: Milliseconds | None = Field(None, alias="ready")
-    canceled_at: Milliseconds | None = Field(None, alias="canceledAt")
+    meta: dict[str, Any] | None = None
+    created_at: Moment = Field(alias="createdAt")
+    building_at: Moment | None = Field(None, alias="buildingAt")
+    ready_at: Moment | None = Field(None, alias="ready")
+    canceled_at: Moment | None = Field(None, alias="canceledAt")
 
 
 def ask(credentials: Credentials, external_id: str) -> Report:
@@ -63,12 +61,12 @@ def ask(credentials: Credentials, external_id: str) -> Report:
         provider="vercel",
         external_id=external_id,
         status=status,
-        occurred_at=datetime.fromtimestamp(next(at for at in times if at is not None) / 1000, UTC),
+        occurred_at=next(at for at in times if at is not None),
         platform="web",
         urls=Urls(
             web=f"https://{deployment.host}" if deployment.host and status == "successful" else None,
             details=deployment.page,
         ),
-        git_commit=commit if isinstance(commit, str) else None,
+        git_commit=commit[:MAX_TEXT] if isinstance(commit, str) else None,
         error=deployment.error,
     )

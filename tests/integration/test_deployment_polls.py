@@ -204,15 +204,21 @@ def test_trouble_is_passing_and_followed_nowhere(fake: FakeProviders, befalls: s
     assert fake.asked == ["/graphql"]
 
 
-def test_what_an_answer_holds_is_cut_to_what_can_be_stored(fake: FakeProviders) -> None:
-    error = {"errorCode": "X", "message": "a\x00b" + "c" * 20_000}
+def test_what_an_answer_holds_is_cut_or_refused_as_in_a_callback(fake: FakeProviders) -> None:
+    error = {"errorCode": "X", "message": "c" * 20_000}
     fake.builds[BUILD] = eas_build("ERRORED", error=error, appVersion="1" * 999)
     told = eas_api.ask(credentials("eas"), BUILD)
-    assert told.error is not None
-    assert (told.error[:7], len(told.error), len(told.app_version or "")) == ("X: abcc", 10_003, 255)
-    fake.builds[BUILD] = eas_build(artifacts={"buildUrl": "javascript:alert(1)"})
-    with pytest.raises(Unheard, match="not as documented"):
-        eas_api.ask(credentials("eas"), BUILD)
+    assert (len(told.error or ""), len(told.app_version or "")) == (10_003, 255)
+    for strange in (
+        {"artifacts": {"buildUrl": "javascript:alert(1)"}},
+        {"appVersion": "a\x00b"},
+        {"updatedAt": "yesterday"},
+        {"status": "ASLEEP"},
+    ):
+        fake.builds[BUILD] = eas_build() | strange
+        with pytest.raises(Unheard) as unheard:
+            eas_api.ask(credentials("eas"), BUILD)
+        assert unheard.value.passing
 
 
 # ---- what becomes of it ----

@@ -18,7 +18,7 @@ from backplane.deployment_reports import Platform, Report, Status, Urls
 from backplane.inbox import Event
 
 # As EAS calls them, hyphens for underscores and in lower case; it sends only the last three.
-_STATUSES: Final[Mapping[str, Status]] = {
+STATUSES: Final[Mapping[str, Status]] = {
     "new": "pending",
     "in-queue": "pending",
     "awaiting-build": "pending",
@@ -202,7 +202,7 @@ def submission_told(event: Event) -> Told:
 
 
 def _status(event: Event) -> Status:
-    return _STATUSES[event.type.partition(".")[2]]
+    return STATUSES[event.type.partition(".")[2]]
 
 
 def _platform(told: str | None) -> Platform | None:
@@ -218,5 +218,5 @@ def _platform(told: str | None) -> Platform | None:
 EFFECTS: Final[Mapping[str, inbox.Effect]] = {
     f"{kind}.{status}": callbacks.effect("eas", tell)
     for kind, tell in (("build", build_told), ("submission", submission_told))
-    for status in _STATUSES
+    for status in STATUSES
 }

@@ -19,7 +19,7 @@ from backplane.inbox import Event
 from backplane.problems import InvalidPayload
 
 # `inactive` says that a later deployment took its place, which ends nothing.
-_STATUSES: Final[Mapping[str, Status]] = {
+STATUSES: Final[Mapping[str, Status]] = {
     "pending": "pending",
     "queued": "pending",
     "waiting": "pending",
@@ -118,7 +118,7 @@ def _kept(event_type: str, data: Mapping[str, Any]) -> bytes | None:
 def told(event: Event) -> Told:
     # GitHub sends "" for addresses that were not given.
     body = callbacks.read(Body, _without_blanks(event.data))
-    status = _STATUSES[event.type.partition(".")[2]]
+    status = STATUSES[event.type.partition(".")[2]]
     report = Report(
         provider="github",
         status=status,
@@ -142,5 +142,5 @@ def _without_blanks(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 EFFECTS: Final[Mapping[str, inbox.Effect]] = {
-    f"deployment_status.{state}": callbacks.effect("github", told) for state in _STATUSES
+    f"deployment_status.{state}": callbacks.effect("github", told) for state in STATUSES
 }
