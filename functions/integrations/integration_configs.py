@@ -35,8 +35,8 @@ AnyName = Literal[Name, "supabase"]
 
 
 def _bounded(secret: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"[\x21-\x7e]{16,4096}", secret.get_secret_value()):
-        raise ValueError("must be 16 to 4096 printable characters without spaces")
+    if not re.fullmatch(r"[\x21-\x7e]{8,4096}", secret.get_secret_value()):
+        raise ValueError("must be 8 to 4096 printable characters without spaces")
     return secret
 
 
@@ -124,12 +124,12 @@ class ServiceAccount(BaseModel):
 
     type: Literal["service_account"]
     project_id: Text
-    private_key_id: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    private_key_id: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     private_key: SecretStr
     client_email: Annotated[str, Field(max_length=254, pattern=r"^[^\s@]+@[^\s@]+\.gserviceaccount\.com$")]
-    client_id: Annotated[str, Field(pattern=r"^[0-9]{5,40}$")]
+    client_id: Annotated[str, Field(pattern=r"^[0-9]{5,40}$")] | None = None
     # Tokens are asked for there: anywhere else would be handed what opens the account.
-    token_uri: Literal["https://oauth2.googleapis.com/token"]
+    token_uri: Literal["https://oauth2.googleapis.com/token"] | None = None
 
     @model_validator(mode="after")
     def _rsa(self) -> Self:
@@ -192,7 +192,8 @@ class Vercel(Config):
     webhook_secret: WebhookSecret | None = None
 
 
-GITHUB_TOKEN = r"(gh[pousr]_[A-Za-z0-9_.-]{36,1000}|github_pat_[A-Za-z0-9_]{22,255})"  # noqa: S105  a pattern
+# The classic ones of before 2021 are 40 hex digits, and still good.
+GITHUB_TOKEN = r"(gh[pousr]_[A-Za-z0-9_.-]{8,1000}|github_pat_[A-Za-z0-9_]{8,255}|[0-9a-f]{40})"  # noqa: S105  a pattern
 
 
 class GitHub(Config):
