@@ -14,7 +14,7 @@ export MYPYPATH := layers/backplane:$(subst $(empty) $(empty),:,$(wildcard funct
 export SAM_CLI_TELEMETRY := 0
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help dev demo test bench lint format openapi send token invoke audit migrate backup backups restore db-report psql logs clean-local lock
+.PHONY: help dev demo test fuzz bench lint format openapi send token invoke audit migrate backup backups restore db-report psql logs clean-local lock
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ clean-local: $(STAMP) ## Forget the local cloud's data
 
 test: $(STAMP) ## Run every test
 	@$(PY) -m pytest -n auto --dist loadgroup tests
+
+fuzz: $(STAMP) ## Ask every route at random: make fuzz [N=200] [SEED=…]
+	@FUZZ=$(or $(N),200) FUZZ_SEED=$(or $(SEED),$$RANDOM) $(PY) -m pytest -n 2 tests/integration/test_contract.py
 
 bench: $(STAMP) ## Measure, against limits and peers: make bench [B=debit]; writes benchmarks/RESULTS.md
 	@$(PY) -m benchmarks $(B)

@@ -114,7 +114,7 @@ def send(
     query: dict[str, str] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Answer:
-    """A request to the function that serves the path; `body` is sent as it is if it is text.
+    """A request to the function that serves the path; `body` is sent as it is if it is text or bytes.
 
     Whatever is answered must stand in the OpenAPI document.
     """
@@ -125,10 +125,15 @@ def send(
         sent["idempotency-key"] = key
     if organization is not None:
         sent["x-organization-id"] = str(organization)
-    text = body if body is None or isinstance(body, str) else json.dumps(body)
-    answer = invoke(
-        _serving(path), http_event(method, path, body=text, headers=sent | (headers or {}), query=query)
+    event = http_event(
+        method,
+        path,
+        body=body if body is None or isinstance(body, str | bytes) else json.dumps(body),
+        headers=sent | (headers or {}),
+        query=query,
+        base64_encoded=isinstance(body, bytes),
     )
+    answer = invoke(_serving(path), event)
     contract.check(method, path, answer)
     return answer
 

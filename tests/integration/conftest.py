@@ -16,7 +16,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import migrate
 import psycopg
@@ -32,6 +32,9 @@ from tests.stripe_api import FakeStripe
 
 from backplane import archives, config, field_encryption
 from backplane.archives import Bucket
+
+if TYPE_CHECKING:
+    from tests.world import World
 
 _numbers = itertools.count(1)
 
@@ -220,3 +223,21 @@ def _bucket(kind: str, aws_url: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     made.client.create_bucket(Bucket=made.name)
     made.client.put_bucket_versioning(Bucket=made.name, VersioningConfiguration={"Status": "Enabled"})
     return made
+
+
+@pytest.fixture
+def world(
+    app_db: Database,
+    *,
+    files_bucket: Bucket,
+    field_key: str,
+    webhook_secrets: None,
+    stripe: FakeStripe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> "World":
+    """An organisation with one of everything, for walks over every operation."""
+    from tests.callers import trust_our_tokens
+    from tests.world import World
+
+    trust_our_tokens(monkeypatch)
+    return World(app_db, stripe)

@@ -210,6 +210,12 @@ def test_a_slug_that_is_taken_is_made_of_the_whole_id(app_db: Database, ada: Cus
 # ---- lists ----
 
 
+@pytest.mark.parametrize(("path", "name"), [("", "q"), ("", "tag"), ("/search", "q")])
+def test_a_text_that_cannot_be_stored_is_not_looked_for(ada: Customer, path: str, name: str) -> None:
+    answer = send("GET", f"/v1/projects{path}", ada.token, query={name: "a\x00"})
+    assert (answer.status, answer.body["errors"][0]["loc"]) == (422, ["query", name])
+
+
 def test_projects_are_listed_newest_first_in_parts(app_db: Database, ada: Customer) -> None:
     subscribe(app_db, ada)
     for number in range(5):

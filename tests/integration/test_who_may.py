@@ -1,14 +1,9 @@
 """Every operation of the OpenAPI document, asked for by everybody: as the table of scopes says, no more."""
 
-import pytest
-from tests.callers import trust_our_tokens
 from tests.contract import OPERATIONS, Operation
-from tests.databases import Database
 from tests.senders import Answer
-from tests.stripe_api import FakeStripe
 from tests.world import Caller, World
 
-from backplane.archives import Bucket
 from backplane.scopes import SCOPES_OF_KEY, SCOPES_OF_ROLE
 
 API = [each for each in OPERATIONS if each.path.startswith("/v1/")]
@@ -37,20 +32,6 @@ OTHERWISE: dict[str, int] = {
 }
 # What a path names that is nobody's own: the stranger is told the same as everybody.
 NOT_OF_AN_ORGANIZATION: set[str] = {"PUT /v1/integrations/<integration_type>"}
-
-
-@pytest.fixture
-def world(
-    app_db: Database,
-    *,
-    files_bucket: Bucket,
-    field_key: str,
-    webhook_secrets: None,
-    stripe: FakeStripe,
-    monkeypatch: pytest.MonkeyPatch,
-) -> World:
-    trust_our_tokens(monkeypatch)
-    return World(app_db, stripe)
 
 
 def test_each_role_and_each_key_may_what_the_table_says(world: World) -> None:

@@ -16,7 +16,14 @@ from tests.senders import Answer, http_event
 from tests.senders import call as invoke
 
 from backplane import api, auth, config, paging
-from backplane.problems import FeatureNotInPlan, InsufficientCredits, Problem, Unauthorized, Unavailable
+from backplane.problems import (
+    FeatureNotInPlan,
+    InsufficientCredits,
+    Problem,
+    Unauthorized,
+    Unavailable,
+    Unprocessable,
+)
 
 MEMBERS = {"type", "title", "status", "detail", "code", "request_id"}
 CALLER = auth.Caller(
@@ -495,6 +502,13 @@ def test_a_cursor_comes_back_as_it_went(position: int) -> None:
     assert answer.body["items"] == [position]
     assert paging.decode_cursor(paging.encode_cursor("2026-01-01"), str) == "2026-01-01"
     assert paging.decode_cursor(None, str) is None
+
+
+@pytest.mark.parametrize("position", ["a\x00", "\ud800", ["2026-01-01", "\x00"]])
+def test_a_cursor_that_no_row_can_stand_at_is_refused(position: object) -> None:
+    cursor = base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
+    with pytest.raises(Unprocessable):
+        paging.decode_cursor(cursor, type(position))
 
 
 # ---- whatever comes ----

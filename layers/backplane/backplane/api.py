@@ -15,7 +15,7 @@ declare `key: api.IdempotencyKey`, see to that themselves).
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -261,7 +261,7 @@ class Resolver(APIGatewayHttpResolver):
             auth.require(caller, scope)
             self.context["caller"] = caller
             logger.append_keys(organization_id=str(caller.organization_id), actor=caller.actor)
-        self._refuse_unknown_query(route)
+        self._refuse_queries(route)
         if route.dependant.body_params:
             self._refuse_other_bodies(event)
             if not event.get("body"):  # as good as an empty object: what is required is named then
@@ -348,20 +348,21 @@ class Resolver(APIGatewayHttpResolver):
         event["headers"] = others | {"content-type": JSON}
         requests.text(requests.raw_body(event))
 
-    def _refuse_unknown_query(self, route: Route) -> None:
+    def _refuse_queries(self, route: Route) -> None:
+        """Lets in the parameters that the route knows, with texts that can be stored and looked for."""
+        given = self.current_event.query_string_parameters or {}
         known = {param.alias for param in route.dependant.query_params}
-        unknown = sorted(set(self.current_event.query_string_parameters or ()) - known)
-        if unknown:
+        if unknown := sorted(set(given) - known):
+            taken = f"It takes {', '.join(sorted(known))}." if known else "It takes none."
             raise Unprocessable(
-                f"Unknown query parameters: {', '.join(unknown)}.",
-                errors=[
-                    {
-                        "loc": ["query", name],
-                        "msg": "Extra inputs are not permitted",
-                        "type": "extra_forbidden",
-                    }
-                    for name in unknown
-                ],
+                f"Unknown query parameters: {', '.join(unknown)}. {taken}",
+                errors=_of_queries(unknown, "Extra inputs are not permitted", "extra_forbidden"),
+            )
+        if unfit := {name: defect for name, value in given.items() if (defect := requests.unstorable(value))}:
+            name, defect = next(iter(unfit.items()))
+            raise Unprocessable(
+                f"The query parameter {name} {defect}, which no stored text can. Leave that out.",
+                errors=_of_queries(unfit, "Not a text that can be stored", "unstorable"),
             )
 
     def _request_id(self) -> str:
@@ -399,6 +400,10 @@ class Resolver(APIGatewayHttpResolver):
 
 def _takes_transaction(function: Callable[..., Any]) -> bool:
     return Tx in get_type_hints(function, include_extras=True).values()
+
+
+def _of_queries(names: Iterable[str], message: str, kind: str) -> list[dict[str, Any]]:
+    return [{"loc": ["query", name], "msg": message, "type": kind} for name in names]
 
 
 def _refuse_fields(data: bytes) -> None:

@@ -15,6 +15,7 @@ from aws_lambda_powertools.event_handler.openapi.params import Query
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 
+from backplane import requests
 from backplane.problems import Unprocessable
 
 T = TypeVar("T")
@@ -55,7 +56,8 @@ def decode_cursor(cursor: str | None, kind: type[T]) -> T | None:
         )
     except ValueError:  # of base64 and of pydantic
         position = None
-    if position is None or (isinstance(position, int) and not 0 <= position < 2**63):
+    too_large = isinstance(position, int) and not 0 <= position < 2**63
+    if position is None or too_large or requests.unstorable(position):
         raise Unprocessable(
             "The cursor is not valid. Send the next_cursor of the list's previous part, or none.",
             errors=[{"loc": ["query", "cursor"], "msg": "Invalid cursor", "type": "invalid_cursor"}],

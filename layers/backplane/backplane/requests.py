@@ -79,7 +79,7 @@ def unstorable(value: Any, *, with_nul: bool = False) -> str | None:
                 return "holds a NUL"
             if not _is_unicode(item):
                 return "holds a lone surrogate"
-        elif isinstance(item, list):
+        elif isinstance(item, list | tuple):
             pending += [(part, depth + 1) for part in item]
         elif isinstance(item, dict):
             pending += [(part, depth + 1) for pair in item.items() for part in pair]
