@@ -23,7 +23,6 @@ import projects
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from tests import contract
 from tests.databases import Database
 from tests.senders import Answer, http_event
 from tests.senders import call as invoke
@@ -114,10 +113,7 @@ def send(
     query: dict[str, str] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Answer:
-    """A request to the function that serves the path; `body` is sent as it is if it is text or bytes.
-
-    Whatever is answered must stand in the OpenAPI document.
-    """
+    """A request to the function that serves the path; `body` is sent as it is if it is text or bytes."""
     sent = {"content-type": "application/json"} if body is not None else {}
     if credential is not None:
         sent["authorization"] = f"Bearer {credential}"
@@ -133,9 +129,7 @@ def send(
         query=query,
         base64_encoded=isinstance(body, bytes),
     )
-    answer = invoke(_serving(path), event)
-    contract.check(method, path, answer)
-    return answer
+    return invoke(_serving(path), event)
 
 
 def _serving(path: str) -> api.Handler:

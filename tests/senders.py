@@ -72,9 +72,15 @@ def http_event(
 
 
 def call(handler: Any, event: dict[str, Any]) -> Answer:
+    """What a function answers to a request; if it is one of the API, the OpenAPI document must tell of it."""
+    from tests import contract
+
     response = handler(event, Context())
     headers = {name.lower(): value for name, value in response["headers"].items()}
-    return Answer(response["statusCode"], headers, json.loads(response["body"]) if response["body"] else None)
+    body = json.loads(response["body"]) if response["body"] else None
+    answer = Answer(response["statusCode"], headers, body)
+    contract.check(event["requestContext"]["http"]["method"], event["rawPath"], answer)
+    return answer
 
 
 def invoke(handler: Any, event: dict[str, Any], *, seconds: float = 60.0) -> Any:

@@ -9,7 +9,6 @@ from local.openapi.problem_answers import JSON, Answers
 
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "format": "int64"}
-_SECONDS = {"type": "number", "description": "In seconds."}
 _MOMENT = {"type": "string", "format": "date-time"}
 _MAYBE_MOMENT = {"anyOf": [_MOMENT, {"type": "null"}]}
 
@@ -52,7 +51,12 @@ SCHEMAS: dict[str, Any] = {
                         "type": "object",
                         "properties": {
                             **dict.fromkeys(("parked", "failed", "dead", "quarantined"), _COUNT),
-                            **dict.fromkeys(("oldest_seconds", "overdue_seconds"), _SECONDS),
+                            "oldest_seconds": {
+                                "type": ["integer", "null"],
+                                "description": "Since the oldest of those parked or failed came.",
+                            },
+                            "overdue_seconds": _COUNT
+                            | {"description": "Since the first of them was to be tried again."},
                         },
                     },
                 },
