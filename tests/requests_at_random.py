@@ -139,7 +139,8 @@ def _may_be(schema: Mapping[str, Any], value: str) -> bool:
 
 
 def _wrong_headers(operation: Operation) -> Iterator[Request]:
-    if operation.scope is not None:
+    # A path that names an organisation counts before the header, which is not read then.
+    if operation.scope is not None and not operation.path.startswith("/v1/organizations/{"):
         for value in ("", "x", "\x00", "org_1", "0" * 32, "é"):
             yield Request(
                 f"X-Organization-Id: {value!r}", {"organization": value}, refused=frozenset({400, 404})

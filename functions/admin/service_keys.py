@@ -86,7 +86,7 @@ def revoke(tx: db.Tx, key_id: UUID, caller: api.Caller) -> None:
         "SELECT revoked_at FROM platform.api_keys WHERE id = %s AND kind = 'service' FOR UPDATE", [key_id]
     ).fetchone()
     if row is None:
-        raise NotFound("There is no such service key.")
+        raise NotFound("There is no such service key. GET /v1/admin/service-keys lists them.")
     if row["revoked_at"] is None:
         tx.execute("UPDATE platform.api_keys SET revoked_at = clock_timestamp() WHERE id = %s", [key_id])
         audit_log.write(tx, "service_key.revoked", actor=caller.actor, target=f"key:{key_id}")

@@ -58,7 +58,7 @@ def find(tx: db.Tx, webhook_id: UUID) -> WholeWebhook:
     """Raises NotFound."""
     row = tx.execute("SELECT * FROM platform.webhook_inbox WHERE id = %s", [webhook_id]).fetchone()
     if row is None:
-        raise NotFound("There is no such event in the inbox.")
+        raise NotFound("There is no such event in the inbox. GET /v1/admin/webhooks lists them.")
     return WholeWebhook.model_validate(row | {"body": _shown(row["body"])})
 
 

@@ -213,4 +213,4 @@ def newest(
 
 
 def missing() -> NotFound:
-    return NotFound("This organisation has no such deployment.")
+    return NotFound("There is no such deployment. GET /v1/deployments lists those there are.")

@@ -166,7 +166,7 @@ def content(
     found = commit(lambda tx: _version(tx, access.look(tx, caller, project_id), version))
     file = next((each for each in found.index if each.path == path), None)
     if file is None:
-        raise NotFound(f"Version {found.number} has no file of this path.")
+        raise NotFound(f"Version {found.number} has no file of this path. GET its /files lists those it has.")
     text = found.contents()[path]
     if len(json.dumps(text, ensure_ascii=False).encode()) > MAX_ANSWER:
         raise TooLarge("This file is too large to be sent by itself. Fetch the version by its download_url.")
@@ -232,7 +232,7 @@ def _version(tx: api.Tx, found: access.Access, number: int | None) -> file_versi
     if number in {None, newest.number}:
         return newest
     if found.standing == "public":
-        raise NotFound(f"The project has no version {number}.")
+        raise NotFound(f"The project has no version {number}. GET its /versions lists them.")
     return file_versions.read(tx, found.project_id, number or 0)
 
 

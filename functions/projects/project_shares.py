@@ -105,4 +105,4 @@ def remove(tx: db.Tx, project_id: UUID, share_id: UUID) -> None:
         "DELETE FROM projects.shares WHERE project_id = %s AND id = %s", [project_id, share_id]
     )
     if not removed.rowcount:
-        raise NotFound("This project has no such share.")
+        raise NotFound("This project has no such share. GET its /shares lists them.")

@@ -61,7 +61,9 @@ def enter(tx: db.Tx, caller: Caller, project_id: UUID, scope: str) -> Access:
             "This project is public: others see it and its files, and nothing else of what belongs to it."
         )
     if found.standing != "member" and scope not in SCOPES_OF_ROLE[found.standing]:
-        raise Forbidden(f"This project is shared with you as {found.standing}, which is not enough for this.")
+        raise Forbidden(
+            f"This project is shared with you as {found.standing}, and this takes more: ask for another role."
+        )
     return found
 
 
@@ -81,9 +83,9 @@ def enter_as_manager(tx: db.Tx, caller: Caller, project_id: UUID) -> Access:
     else:
         allowed = found.standing == "admin"
     if not allowed:
-        raise Forbidden("Only owners and admins delete a project, restore it or share it.")
+        raise Forbidden("Only owners and admins delete a project, restore it or share it. Ask one of them.")
     return found
 
 
 def missing() -> NotFound:
-    return NotFound("There is no such project.")
+    return NotFound("There is no such project, or it is not yours to see. GET /v1/projects lists yours.")

@@ -395,7 +395,7 @@ class Resolver(APIGatewayHttpResolver):
             response = self._problem(MethodNotAllowed(f"This path takes {', '.join(methods)}."))
             response.headers["allow"] = ", ".join(methods)
             return response
-        return self._problem(NotFound("There is nothing at this path."))
+        return self._problem(NotFound("There is nothing at this path. /docs shows what there is."))
 
 
 def _takes_transaction(function: Callable[..., Any]) -> bool:

@@ -37,7 +37,7 @@ def audit(organization_id: UUID) -> Audit:
     book_due(organization_id)
     row = db.call("SELECT * FROM credits.audit(%s)", [organization_id], repeatable=True)
     if row is None:
-        raise NotFound("This organisation has no credit account.")
+        raise NotFound("There is no such organisation with a credit account. Check its id.")
     return Audit.model_validate(row)
 
 

@@ -84,9 +84,15 @@ def authenticate(
 
 def require(caller: Caller, scope: str) -> None:
     """Raises Forbidden, naming the scope, where the caller lacks it."""
-    if scope not in caller.scopes:
-        holder = "role in this organisation" if caller.kind == "user" else "API key"
-        raise Forbidden(f"This needs the scope `{scope}`, which your {holder} does not have.")
+    if scope in caller.scopes:
+        return
+    if caller.kind != "user":
+        why = "your API key does not have. Use one that has it."
+    elif scope in SCOPES_OF_ROLE["owner"]:
+        why = "your role in this organisation does not have. Ask an owner or admin of it for another role."
+    else:
+        why = "no role has: it is for your own servers and platform admins."
+    raise Forbidden(f"This needs the scope `{scope}`, which {why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,7 @@ class _Named:
         """For whoever may know every organisation, and for whoever must not learn which there are."""
         if self.by_path:
             return NotFound("There is no such organisation. GET /v1/organizations lists yours.")
-        return NotFound("X-Organization-Id names no organisation.")
+        return NotFound("X-Organization-Id names no organisation. GET /v1/me answers its id.")
 
 
 def member(caller: Caller, organization_id: UUID, role: Role) -> Caller:

@@ -83,7 +83,7 @@ def refund(
                 " left: a refund cannot be more than that.",
             )
         case "unknown_debit":
-            raise NotFound("This organisation has no such debit.")
+            raise NotFound("This organisation has no such debit. GET /v1/credits/entries lists what it has.")
         case outcome:
             raise ledger.refusal(outcome)
 

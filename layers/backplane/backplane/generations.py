@@ -124,7 +124,7 @@ def of_token(tx: db.Tx, caller: Caller, generation_id: UUID, lock_token: str) ->
     if row is None:
         raise missing()
     if not hmac.compare_digest(row.lock_token_hash, hash_secret(lock_token)):
-        raise InvalidState("The lock token is not this generation's.")
+        raise InvalidState("The lock token is not this generation's. Send the one that starting it answered.")
     return row
 
 
@@ -144,4 +144,4 @@ def find(tx: db.Tx, condition: str, **params: Any) -> Row | None:
 
 
 def missing() -> NotFound:
-    return NotFound("This organisation has no such generation.")
+    return NotFound("There is no such generation. GET a project's /generations lists those there are.")

@@ -134,7 +134,7 @@ def settle(
         case "invalid_state":
             raise InvalidState(_WHY_NOT_SETTLED[row["state"]])
         case "unknown_hold":
-            raise NotFound("This organisation has no such hold.")
+            raise NotFound("This organisation has no such hold. GET /v1/credits/entries lists what it has.")
         case outcome:
             raise ledger.refusal(outcome)
 
@@ -177,7 +177,7 @@ def release(
                 "The hold is settled. What it took can be given back by a refund of its debit.",
             )
         case "unknown_hold":
-            raise NotFound("This organisation has no such hold.")
+            raise NotFound("This organisation has no such hold. GET /v1/credits/entries lists what it has.")
         case outcome:
             raise ledger.refusal(outcome)
 

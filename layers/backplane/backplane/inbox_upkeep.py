@@ -101,7 +101,7 @@ def retry(inbox_id: UUID, senders: Senders, *, anew: bool = False) -> Status:
         ).fetchone()
     )
     if row is None:
-        raise NotFound("There is no such event in the inbox.")
+        raise NotFound("There is no such event in the inbox. GET /v1/admin/webhooks lists them.")
     if row["body"] is None:
         raise InvalidState(
             "The event's body is not kept any longer, so it cannot be applied again. Have the sender send it "

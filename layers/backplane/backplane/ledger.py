@@ -148,7 +148,7 @@ def refusal(outcome: str, operation: str | None = None) -> Problem:
                 ],
             )
         case "unknown_account":
-            return NotFound("This organisation has no credit account.")
+            return NotFound("There is no such organisation with a credit account. Check its id.")
     raise RuntimeError(f"the ledger answered {outcome!r}")
 
 
@@ -247,7 +247,7 @@ def balance(tx: db.Tx, organization_id: UUID) -> Balance:
         {"organization_id": organization_id},
     ).fetchall()
     if not rows:
-        raise NotFound("This organisation has no credit account.")
+        raise NotFound("There is no such organisation with a credit account. Check its id.")
     grants = [LiveGrant.model_validate(row) for row in rows if row["id"] is not None]
     return Balance(
         available=rows[0]["available"],

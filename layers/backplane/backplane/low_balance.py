@@ -16,7 +16,7 @@ def threshold(tx: db.Tx, organization_id: UUID) -> int:
         "SELECT low_balance_threshold FROM credits.accounts WHERE organization_id = %s", [organization_id]
     ).fetchone()
     if row is None:
-        raise NotFound("This organisation has no credit account.")
+        raise NotFound("There is no such organisation with a credit account. Check its id.")
     found: int = row["low_balance_threshold"]
     return found
 
@@ -27,4 +27,4 @@ def set_threshold(tx: db.Tx, organization_id: UUID, value: int) -> None:
         "SELECT credits.set_low_balance_threshold(%s, %s) AS found", [organization_id, value]
     ).fetchone()
     if row is None or not row["found"]:
-        raise NotFound("This organisation has no credit account.")
+        raise NotFound("There is no such organisation with a credit account. Check its id.")

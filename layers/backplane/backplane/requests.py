@@ -102,7 +102,7 @@ def _loads(source: str) -> Any:
             f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from error
     except RecursionError as error:
-        raise InvalidPayload("The body is nested too deeply.") from error
+        raise InvalidPayload(f"The body is nested too deeply; {MAX_DEPTH} levels are taken.") from error
     except ValueError as error:  # an integer of thousands of digits
         raise InvalidPayload("The body holds a number that is too long.") from error
 

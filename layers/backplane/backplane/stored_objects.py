@@ -205,7 +205,7 @@ def delete(tx: db.Tx, organization_id: UUID, object_id: UUID) -> None:
         {"id": object_id, "organization_id": organization_id},
     ).fetchone()
     if row is None:
-        raise NotFound("There is no such object.")
+        raise NotFound("There is no such object. GET /v1/storage lists those there are.")
     if row["in_force"]:
         raise InvalidState(
             "This is the version of its project's files that is in force. Save or restore another one first.",
