@@ -37,7 +37,7 @@ Message = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
 class Save(api.Body):
     base_version: sent_files.Base | None = None
     operation: Operation = "upsert"
-    files: list[sent_files.File] | None = None
+    files: list[sent_files.File] | None = sent_files.NOT_LOGGED
     bundle_id: sent_files.BundleId | None = None  # instead of files: a bundle of them that was uploaded
     message: Message | None = None
 

@@ -42,7 +42,7 @@ class Completion(api.Body):
     response: str = Field(max_length=500_000)
     tokens_used: int = Field(ge=0, le=MAX_TOKENS)
     messages: list[NewMessage] = Field(default_factory=list, max_length=MAX_MESSAGES)
-    files: list[sent_files.File] | None = None
+    files: list[sent_files.File] | None = sent_files.NOT_LOGGED
     bundle_id: sent_files.BundleId | None = None  # instead of files: a bundle of them that was uploaded
     files_operation: Operation = "upsert"
     base_version: sent_files.Base | None = None  # of the files

@@ -15,19 +15,20 @@ PATIENCE = 200  # repetitions of a request: a bound, never a measure
 TRANSIENT = {429, 500, 502, 503, 504}
 
 
-def kill(stack: Cloud, handler: str, luck: random.Random) -> None:
-    """Kills one of the processes that serve a function, as soon as there is one: `credits.handler`."""
-    pid = luck.choice(until(lambda: environments(stack, handler), f"an environment of {handler} runs"))
+def kill(stack: Cloud, handlers: set[str], luck: random.Random) -> None:
+    """Kills one of the processes that serve these functions, as soon as there is one: `credits.handler`."""
+    pids = until(lambda: environments(stack, handlers), f"an environment of {handlers} runs")
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(luck.choice(pids), signal.SIGKILL)
 
 
-def environments(stack: Cloud, handler: str) -> list[int]:
+def environments(stack: Cloud, handlers: set[str]) -> list[int]:
+    wanted = {handler.encode() for handler in handlers}
     found = []
     for pid in stack.family():
         with suppress(OSError):
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"awslambdaric" in arguments and handler.encode() in arguments:
+            arguments = set(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"))
+            if b"awslambdaric" in arguments and arguments & wanted:
                 found.append(pid)
     return found
 

@@ -147,7 +147,7 @@ class Driver:
         return answer
 
     def kill(self) -> None:
-        killing.kill(self.stack, "credits.handler", self.luck)
+        killing.kill(self.stack, {"credits.handler"}, self.luck)
         self.killed += 1
 
 

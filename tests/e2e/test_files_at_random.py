@@ -32,7 +32,7 @@ SECONDS = float(os.environ.get("BACKPLANE_RACE_SECONDS", "10"))
 ENOUGH = 30  # acknowledged saves at least, however slow it is
 GENERATIONS = 8  # the free plan has ten a day
 SEED = 6
-HANDLERS = ("files.handler", "files.handler", "generations.handler")
+HANDLERS = {"files.handler", "generations.handler"}
 SHARED = "shared.txt"  # all write to it, each a line
 
 Contents = dict[str, str]
@@ -202,7 +202,7 @@ class Race:
             while len(self.saved) < enough and not self.over.wait(0.01):
                 pass
             if not self.over.wait(luck.uniform(0, 0.05)):
-                killing.kill(self.stack, luck.choice(HANDLERS), luck)
+                killing.kill(self.stack, HANDLERS, luck)
                 self.killed += 1
                 self._forget_claims()
 

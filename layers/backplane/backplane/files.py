@@ -187,11 +187,14 @@ def _put(
 
 
 def commit(tx: db.Tx, prepared: Prepared) -> Saved:
-    """The second half. Enters the project's organisation. Raises Moved: `discard` it and prepare anew;
-    NotFound where the project was deleted meanwhile, Unavailable where it took too long.
+    """The second half, in a transaction of the caller's organisation; it enters a shared project's.
+
+    Raises Moved: give back and prepare anew; NotFound where the project was deleted meanwhile, Unavailable
+    where it took too long.
     """
     project_id, base, placed = prepared.access.project_id, prepared.base, prepared.placed
-    db.enter(tx, prepared.access.organization_id)
+    if prepared.access.standing != "member":
+        db.enter(tx, prepared.access.organization_id)
     if prepared.bundle_id is not None:
         uploads.use(tx, prepared.bundle_id)
     if placed is None:

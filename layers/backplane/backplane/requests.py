@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -42,8 +43,8 @@ def text(data: bytes) -> str:
 
 
 def parse_json(source: str, *, with_nul: bool = False) -> Any:
-    """JSON (RFC 8259) that can be stored: see `unstorable`. Raises InvalidPayload."""
-    value = _loads(source)
+    """JSON (RFC 8259) that can be stored (`unstorable`) and names nothing twice. Raises InvalidPayload."""
+    value = _loads(source, object_pairs_hook=_once)
     if defect := unstorable(value, with_nul=with_nul):
         raise InvalidPayload(f"The body {defect}, which cannot be stored.")
     return value
@@ -94,9 +95,9 @@ def _is_unicode(value: str) -> bool:
     return True
 
 
-def _loads(source: str) -> Any:
+def _loads(source: str, **hooks: Any) -> Any:
     try:
-        return json.loads(source, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(source, parse_constant=_refuse_constant, parse_float=_finite, **hooks)
     except json.JSONDecodeError as error:
         raise InvalidPayload(
             f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
@@ -105,6 +106,16 @@ def _loads(source: str) -> Any:
         raise InvalidPayload(f"The body is nested too deeply; {MAX_DEPTH} levels are taken.") from error
     except ValueError as error:  # an integer of thousands of digits
         raise InvalidPayload("The body holds a number that is too long.") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Parsers differ in which of two equal names counts (RFC 8259, 4): a proxy may have seen the other."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        twice = next(name for name, times in names.items() if times > 1)
+        raise InvalidPayload(f"The body names {twice[:100]!r} twice in one object. Send it once.")
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -3,7 +3,7 @@ uploaded to S3 before.
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import Field
@@ -15,6 +15,9 @@ from backplane.problems import InvalidState, Unprocessable
 
 Base = Annotated[int, Field(ge=0, lt=2**63)]
 BundleId = Annotated[UUID, Field(strict=False)]
+
+# Powertools makes the text of what a route is called with, for a debug log that nobody reads.
+NOT_LOGGED: Any = Field(default=None, repr=False)
 
 
 class File(api.Body):
