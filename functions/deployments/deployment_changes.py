@@ -8,7 +8,7 @@ from dataclasses import replace
 from uuid import UUID
 
 import deployment_views
-from deployment_requests import PROVIDER_OF, Build, Completion, NewDeployment, provider_of
+from deployment_requests import Build, Completion, NewDeployment, provider_by, provider_of
 from psycopg.types.json import Jsonb
 
 from backplane import (
@@ -55,7 +55,7 @@ def start(tx: db.Tx, found: Access, caller: Caller, new: NewDeployment) -> UUID:
             "created_by": caller.user_id,
             "type": new.type,
             "platform": new.platform,
-            "provider": new.provider or PROVIDER_OF[new.type] or provider_of(new.external_id),
+            "provider": provider_of(new),
             "environment": new.environment,
             "status": status,
             "under_way": status == "in_progress",
@@ -82,7 +82,7 @@ def link(tx: db.Tx, found: Access, caller: Caller, deployment_id: UUID, builds: 
         raise _over(deployment.status)
     _name(tx, deployment, builds)
     report = _by(caller, "in_progress", "linked")
-    deployments.advance(tx, deployment_id, replace(report, provider=provider_of(builds[0].external_id)))
+    deployments.advance(tx, deployment_id, replace(report, provider=provider_by(builds[0].external_id)))
     deployments.announce(tx, "deployment.started", deployment, "in_progress")
 
 

@@ -1,6 +1,6 @@
 """What a caller may send of a deployment."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,13 +13,7 @@ ExternalId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-~]
 Version = Annotated[str, Field(min_length=1, max_length=100, pattern=r"\S")]
 Log = Annotated[str, Field(max_length=100_000)]
 
-# Who works on a kind, where the caller does not say: of the web there are too many to guess.
-PROVIDER_OF: dict[Kind, Provider | None] = {
-    "expo": "eas",
-    "eas-build": "eas",
-    "manual": "custom",
-    "web": None,
-}
+OF_EXPO: Final = frozenset({"expo", "eas-build"})
 
 
 class NewDeployment(api.Body):
@@ -33,7 +27,7 @@ class NewDeployment(api.Body):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.type in {"expo", "eas-build"} and self.provider not in {None, "eas"}:
+        if self.type in OF_EXPO and self.provider not in {None, "eas"}:
             raise ValueError(f"{self.type} is done by the provider eas: leave provider out")
         return self
 
@@ -43,7 +37,12 @@ class Build(api.Body):
     platform: Literal["ios", "android", "web"] | None = None
 
 
-def provider_of(external_id: str | None) -> Provider | None:
+def provider_of(new: NewDeployment) -> Provider | None:
+    """As the caller says, or the kind; None: whoever reports of it first."""
+    return new.provider or ("eas" if new.type in OF_EXPO else provider_by(new.external_id))
+
+
+def provider_by(external_id: str | None) -> Provider | None:
     """Where the id shows it: only Vercel's begin so."""
     return "vercel" if (external_id or "").startswith("dpl_") else None
 
