@@ -33,6 +33,9 @@ def copy(artifact_id: UUID, *, ends: float, reach: Reach) -> artifacts.State | N
     claim = db.run(partial(artifacts.claim, artifact_id=artifact_id))
     if claim is None:
         return None
+    if claim.deleted:
+        db.run(lambda tx: artifacts.give_up(tx, claim, "It is not copied: its deployment was deleted."))
+        return None
     if claim.attempts > artifacts.MAX_ATTEMPTS:  # none of those before lived to say what became of it
         return _given_up(claim, "It is not copied: that was cut off again and again.")
     try:

@@ -515,6 +515,21 @@ def test_the_schedule_picks_up_what_the_queue_lost(
     assert_copied(system_db, deployed, files_bucket)
 
 
+def test_what_a_deleted_deployment_left_is_not_copied(
+    system_db: Database, deployed: Deployed, artefacts: Artefacts
+) -> None:
+    artifact_id = offer(system_db, deployed, artefacts.url("/whole"))
+    rows(system_db, "UPDATE deploys.deployments SET deleted_at = now() WHERE id = %s", deployed.id)
+    assert copy(artifact_id) is None
+    assert artifact(system_db, deployed)["state"] == "failed"
+    assert artefacts.asked == []
+
+
+def test_nothing_deployed_lets_the_copier_reach_its_own_network() -> None:
+    assert artifact_copier.REACH == PUBLIC == Reach(loopback=False)
+    assert not [name for name in config.Settings.model_fields if "reach" in name or "loopback" in name]
+
+
 def test_a_message_that_is_not_ours_ends_among_the_dead_letters() -> None:
     answer = invoke(artifact_copier.handler, {"Records": [{"messageId": "7", "body": "{}"}]})
     assert answer == {"batchItemFailures": [{"itemIdentifier": "7"}]}

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -548,6 +550,40 @@ def test_long_texts_are_cut_and_long_names_fit_the_inbox(system_db: Database) ->
     answer = post("eas", integration, eas_build("Ж" * 255, status="s" * 255))
     assert answer.body["status"] == "ignored"
     assert UUID(answer.body["event_id"].partition(":")[0]) == integration
+
+
+def test_what_waited_goes_with_the_person_whose_organisation_it_was(system_db: Database) -> None:
+    """Its body may name his account at the provider."""
+    deployed = deploy(system_db)
+    integration = integrate(system_db, "eas", deployed.organization_id)
+    post("eas", integration, FINISHED)
+    (waiting,) = inbox_rows(system_db, integration)
+    rows(system_db, "DELETE FROM deploys.integrations WHERE id = %s", integration)
+    rows(
+        system_db,
+        """
+        WITH person AS (INSERT INTO identity.users (clerk_id) VALUES (%s) RETURNING id)
+        UPDATE tenancy.organizations
+        SET personal_user_id = (SELECT id FROM person), deleted_at = now()
+        WHERE id = %s
+        """,
+        f"user_{integration.hex}",
+        deployed.organization_id,
+    )
+    assert inbox_upkeep.retry(waiting["id"], SENDERS) == "ignored"
+    (row,) = inbox_rows(system_db, integration)
+    assert row["body"] is None
+
+
+def test_the_function_starts_without_what_it_needs_later() -> None:
+    program = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+import build_webhook
+late = {{"boto3", "botocore.session", "aws_encryption_sdk", "backplane.api", "stripe"}}
+raise SystemExit(bool(late & set(sys.modules)))
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 # ---- looked after ----

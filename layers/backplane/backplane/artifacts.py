@@ -39,6 +39,7 @@ class Claim(Artifact):
     attempts: int
     app_version: str | None
     build_number: str | None
+    deleted: bool  # its deployment is
 
     def __repr__(self) -> str:  # whoever has the URL has the artefact
         return f"Claim(id={self.id}, kind={self.kind}, attempts={self.attempts})"
@@ -114,7 +115,7 @@ def claim(tx: db.Tx, artifact_id: UUID) -> Claim | None:
         FROM deploys.deployments AS d
         WHERE a.id = %(id)s AND a.next_attempt_at <= clock_timestamp() AND d.id = a.deployment_id
         RETURNING a.id, a.organization_id, a.project_id, a.deployment_id, a.kind, a.source_url, a.attempts,
-                  d.app_version, d.build_number
+                  d.app_version, d.build_number, d.deleted_at IS NOT NULL AS deleted
         """,
         {"id": artifact_id, "lease": LEASE},
     ).fetchone()
@@ -201,7 +202,7 @@ def store(tx: db.Tx, claim: Claim, copy: Copy) -> bool:
 def put_off(tx: db.Tx, claim: Claim, reason: str, *, told: bool = False) -> State:
     """It failed and is tried again later, or given up after MAX_ATTEMPTS.
 
-    With `told`, the first failure is announced already: something can be done about it until the last.
+    With `told`, it is announced already, once: something can be done about it until the last time.
     """
     if claim.attempts >= MAX_ATTEMPTS:
         give_up(tx, claim, reason)
@@ -217,11 +218,24 @@ def put_off(tx: db.Tx, claim: Claim, reason: str, *, told: bool = False) -> Stat
         """,
         {"id": claim.id, "attempts": claim.attempts, "reason": reason},
     ).fetchone()
-    if row is not None and told and claim.attempts == 1:
+    if row is not None and told and not _is_told(tx, claim):
         _record(tx, claim, "artifact_failed", f"{claim.kind}: {reason}")
         retried_at = row["next_attempt_at"].isoformat()
         _tell(tx, "artifact.failed", claim, reason=reason, next_attempt_at=retried_at)
     return "pending"
+
+
+def _is_told(tx: db.Tx, claim: Claim) -> bool:
+    row = tx.execute(
+        """
+        SELECT 1
+        FROM deploys.deployment_events
+        WHERE deployment_id = %s AND kind = 'artifact_failed' AND detail LIKE %s
+        LIMIT 1
+        """,
+        [claim.deployment_id, f"{claim.kind}: %"],
+    ).fetchone()
+    return row is not None
 
 
 def give_up(tx: db.Tx, claim: Claim, reason: str) -> None:

@@ -112,7 +112,7 @@ def effect(provider: Provider, tell: Callable[[Event], Told]) -> Effect:
         told = tell(event)
         scope = _scope(tx, integration_of(event))
         if scope is None:
-            return Outcome("ignored", "its integration was deleted")
+            return Outcome("ignored", "its integration was deleted", _recorded(tx, event))
         organization_id = scope.organization_id
         for name in told.names:
             deployment_id = deployments.find(tx, organization_id, provider, name)
@@ -148,6 +148,15 @@ def _scope(tx: Tx, integration_id: UUID) -> _Scope | None:
         [integration_id],
     ).fetchone()
     return None if row is None else _Scope(**row)
+
+
+def _recorded(tx: Tx, event: Event) -> UUID | None:
+    """The organisation that it was recorded for: a body goes with the person whose own that was."""
+    row = tx.execute(
+        "SELECT organization_id FROM platform.webhook_inbox WHERE provider = %s AND event_id = %s",
+        [event.provider, event.id],
+    ).fetchone()
+    return None if row is None else row["organization_id"]
 
 
 def _includes(tx: Tx, scope: _Scope, deployment_id: UUID) -> bool:
