@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
+from tests import build_callbacks
 from tests.e2e.local_cloud import Answer, Cloud
 from tests.senders import (
     checkout_session,
@@ -89,6 +91,26 @@ def test_a_user_who_signs_up_and_pays_has_his_plan_and_its_credits(stack: Cloud)
     me = get(stack, "/v1/me", token).json()
     assert me["plan"]["tier"] == "pro"
     assert me["credits"] == {"available": 1100, "held": 0, "debt": 0}
+
+
+def test_an_integration_that_is_set_up_is_believed_by_its_secret_alone(stack: Cloud) -> None:
+    """Encrypted by the stack's KMS key when it is made, and decrypted where its callback arrives."""
+    user, token = sign_up(stack)
+    subscribed = subscription(customer=f"cus_{user}", id=f"sub_{user}", metadata={"organization_id": user})
+    told = stripe_event("customer.subscription.created", subscribed, event_id=f"evt_{user}")
+    assert post_stripe(stack, told).json()["status"] == "processed"
+    body = json.dumps({"config": {"access_token": "a-token-of-expos", "username": "ada"}}).encode()
+    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+    made = stack.request("PUT", "/v1/integrations/expo", body, headers)
+    assert made.status == 200, made.body
+    url, secret = made.json()["webhook_url"], made.json()["webhook_secret"]
+    assert url.startswith(stack.written["api_url"])
+    callback = json.dumps(build_callbacks.eas_build()).encode()
+    answers = [
+        stack.request("POST", urlsplit(url).path, callback, build_callbacks.signed("eas", callback, each))
+        for each in (secret, "another-secret-of-somebody")
+    ]
+    assert [answer.status for answer in answers] == [200, 400]
 
 
 def test_one_event_ten_times_at_once_counts_once(stack: Cloud) -> None:
