@@ -2,7 +2,7 @@
 
     with FakeSupabase() as fake:
         code, state = fake.consent(authorize_url)   # the user's browser goes there and comes back
-        fake.trouble.append("error")                # the next request fails; "lost" does its work first
+        fake.trouble.append("error")                # befalls the next; "lost" does its work first
 
 Shapes follow supabase.com/docs/reference/api and its guide to OAuth integrations.
 """
@@ -109,8 +109,13 @@ class FakeSupabase:
 
     def _post(self, path: str, authorization: str, form: dict[str, str]) -> tuple[int, Any]:
         trouble = self.trouble.pop(0) if self.trouble else None
-        if trouble == "error":
-            return 500, {"message": "Internal server error"}
+        troubles = {
+            "error": (500, {"message": "Internal server error"}),
+            "forbidden": (403, "<html>Attention Required!</html>"),  # a firewall's
+            "nonsense": (200, ["not", "tokens"]),
+        }
+        if trouble in troubles:
+            return troubles[trouble]
         basic = base64.b64encode(f"{CLIENT_ID}:{CLIENT_SECRET}".encode()).decode()
         if path != "/v1/oauth/token":
             return 404, {"message": "Not found"}

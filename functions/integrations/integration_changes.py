@@ -180,9 +180,10 @@ def _webhook_secrets(
     if target.type not in integrations.TYPE_OF_PROVIDER.values():
         return None, None
     if read is not None and read["webhook_secrets"] is not None:
-        if wanted.webhook_secret in {None, integrations.webhook_secrets(read)[0].secret}:
+        given = wanted.webhook_secret
+        if given is None or given == integrations.webhook_secrets(read)[0].secret:
             return None, None
-        rotated = _rotated(read, wanted.webhook_secret or "")
+        rotated = _rotated(read, given)
         return _encrypted(integration_id, target, "webhook_secrets", rotated), None
     new = wanted.webhook_secret or _new_secret()
     first = [{"secret": new, "until": None}]

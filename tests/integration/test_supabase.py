@@ -269,9 +269,10 @@ def test_a_passing_cause_keeps_the_token_while_it_is_good(
         supabase.trouble.append("error")
         assert supabase_tokens.access_token(of) == first
         expire(app_db)
-        supabase.trouble.append("error")
-        with pytest.raises(Unavailable):
-            supabase_tokens.access_token(of)
+        for trouble in ("error", "forbidden", "nonsense"):
+            supabase.trouble.append(trouble)
+            with pytest.raises(Unavailable):
+                supabase_tokens.access_token(of)
         assert supabase_tokens.access_token(of) != first
     assert state(app_db) == "active"
 

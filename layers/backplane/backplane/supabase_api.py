@@ -23,6 +23,11 @@ TIMEOUT: Final = 5.0  # seconds, for connecting and for each read
 MAX_BYTES: Final = 1024 * 1024
 MAX_LIFETIME: Final = 366 * 86_400  # seconds; what claims to live longer is no answer of Supabase's
 
+# What says that a grant is no good (RFC 6749, 5.2, and what Supabase answers instead). A 403 or 404 of the
+# token endpoint is somebody's on the way, and must not cost a user his connection.
+_REFUSED_GRANT: Final = frozenset({400, 401, 422})
+_REFUSED_TOKEN: Final = frozenset({401, 403})
+
 _logger = logging.getLogger("backplane.supabase_api")
 
 
@@ -95,7 +100,8 @@ def _tokens(form: Mapping[str, str]) -> Tokens:
             f"{settings().supabase_api_base}/v1/oauth/token",
             data=urlencode(form).encode(),
             headers=_headers(f"Basic {basic}") | {"Content-Type": "application/x-www-form-urlencoded"},
-        )
+        ),
+        _REFUSED_GRANT,
     )
     match answer:
         case {"access_token": str(access), "refresh_token": str(renewal), "expires_in": int(lifetime)} if (
@@ -109,14 +115,15 @@ def _listed(path: str, access_token: str) -> list[dict[str, Any]]:
     answer = _asked(
         urllib.request.Request(  # noqa: S310
             f"{settings().supabase_api_base}{path}", headers=_headers(f"Bearer {access_token}")
-        )
+        ),
+        _REFUSED_TOKEN,
     )
     if not isinstance(answer, list) or not all(isinstance(each, dict) for each in answer):
         raise _strange()
     return answer
 
 
-def _asked(request: urllib.request.Request) -> Any:
+def _asked(request: urllib.request.Request, refused: frozenset[int]) -> Any:
     try:
         with _OPENER.open(request, timeout=TIMEOUT) as response:
             body = response.read(MAX_BYTES + 1)
@@ -125,7 +132,7 @@ def _asked(request: urllib.request.Request) -> Any:
         return json.loads(body)
     except urllib.error.HTTPError as error:
         with error:
-            raise _translated(error) from None
+            raise _translated(error, refused) from None
     except (OSError, http.client.HTTPException) as error:
         _logger.warning("Supabase can't be reached: %s", type(error).__name__)
         raise _away() from None
@@ -133,7 +140,7 @@ def _asked(request: urllib.request.Request) -> Any:
         raise _strange() from None
 
 
-def _translated(error: urllib.error.HTTPError) -> Exception:
+def _translated(error: urllib.error.HTTPError, refused: frozenset[int]) -> Exception:
     """What it says of itself is read for one word only: it may repeat what was sent."""
     try:
         body = error.read(MAX_BYTES)
@@ -142,7 +149,7 @@ def _translated(error: urllib.error.HTTPError) -> Exception:
     if b"invalid_client" in body:
         _logger.error("Supabase does not know the OAuth app: mend the secret of SupabaseClientSecretArn")
         return Unavailable("Supabase can't be asked at the moment.", retry_after=60)
-    if error.code in {400, 401, 403, 404, 422}:
+    if error.code in refused:
         return Refused(f"Supabase answered {error.code}")
     _logger.warning("Supabase answered %s", error.code)
     return _away()

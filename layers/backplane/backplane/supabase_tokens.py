@@ -71,10 +71,13 @@ def _renew(whose: Whose, row: DictRow, lease: UUID) -> str | None:
         _run(whose, lambda tx: _lose(tx, whose, lease))
         outbox.poke()
         raise _reconnect() from None
-    except BaseException:
+    except Unavailable:
         _run(whose, lambda tx: _give_back(tx, whose, lease))
         if row["is_good"]:
             return str(_secrets(row)["access_token"])
+        raise
+    except BaseException:
+        _run(whose, lambda tx: _give_back(tx, whose, lease))
         raise
     sealed = seal(row, tokens)
     written = _run(whose, lambda tx: _write(tx, whose, lease, sealed, tokens.expires_in))
