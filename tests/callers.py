@@ -43,6 +43,7 @@ FUNCTIONS: dict[str, tuple[api.Router, api.Handler]] = {
     "/v1/admin": (admin.router, admin.handler),
     "/v1/integrations": (integrations.router, integrations.handler),
     "/v1/me": (account.router, account.handler),
+    "/v1/settings": (account.router, account.handler),
     "/v1/api-keys": (account.router, account.handler),
     "/v1/subscription": (billing.router, billing.handler),
     "/v1/billing": (billing.router, billing.handler),

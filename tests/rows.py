@@ -32,6 +32,8 @@ INSERTS = {
         INSERT INTO tenancy.organizations (id, clerk_id, name)
         VALUES (%(organization)s, 'org_' || %(n)s, 'Organisation ' || %(n)s)
     """,
+    # The user's own insert makes it.
+    "identity.settings": "SELECT 1",
     "tenancy.organization_members": """
         INSERT INTO tenancy.organization_members (organization_id, user_id, role)
         VALUES (%(organization)s, %(user)s, 'owner')

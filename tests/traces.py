@@ -119,6 +119,10 @@ ROWS = """
     SET password_hash = '$2b$12$' || repeat('x', 53), last_login_at = now()
     WHERE id = %(user_id)s;
 
+    UPDATE identity.settings
+    SET language = 'en-x-' || %(mark)s, timezone = %(mark)s, default_project_template = %(mark)s
+    WHERE user_id = %(user_id)s;
+
     INSERT INTO billing.subscription_events
         (organization_id, provider, provider_event_id, event_type, status, occurred_at, metadata)
     VALUES (%(own)s, 'clerk', 'evt_' || right(%(mark)s, 1), 'x', 'active', now(),

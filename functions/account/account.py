@@ -1,7 +1,8 @@
-"""The caller's account: who he is, which organisation he acts in, what it has and may do, and its keys."""
+"""The caller's account: who he is, where he acts, what he has and may do there; his settings, his keys."""
 
 from uuid import UUID
 
+import account_settings
 import organization_keys
 from pydantic import BaseModel
 
@@ -59,6 +60,20 @@ def me(caller: api.Caller) -> Me:
         )
 
     return db.run(read, organization_id=caller.organization_id, user_id=caller.user_id)
+
+
+@router.get("/v1/settings", scope="account:manage")
+def settings(caller: api.Caller, tx: api.Tx) -> account_settings.Settings:
+    """The caller's own settings, wherever he acts."""
+    return account_settings.read(tx, account_settings.person(caller))
+
+
+@router.patch("/v1/settings", scope="account:manage")
+def change_settings(
+    body: account_settings.Changes, caller: api.Caller, tx: api.Tx
+) -> account_settings.Settings:
+    """Changes what the body names; the rest stays. The timezone is his personal organisation's, too."""
+    return account_settings.change(tx, account_settings.person(caller), body)
 
 
 @router.post("/v1/api-keys", scope="keys:manage", status_code=201, shown_once=("key",))

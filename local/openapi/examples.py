@@ -35,6 +35,7 @@ EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
         "name": "Workers",
         "scopes": ["read", "credits:settle", "generations:finish"],
     },
+    ("PATCH", "/v1/settings"): {"theme": "dark", "language": "de-AT", "timezone": "Europe/Vienna"},
     ("POST", "/v1/organizations"): {"name": "Tea and Sons", "description": "Sells leaves, by weight"},
     ("PATCH", "/v1/organizations/<organization_id>"): {"name": "Tea", "timezone": "Asia/Kolkata"},
     ("POST", "/v1/organizations/<organization_id>/transfer"): {

@@ -70,6 +70,11 @@ PERSONAL: tuple[Personal, ...] = (
         """,
     ),
     Personal(
+        "identity.settings",
+        ("language", "timezone", "default_project_template"),
+        "DELETE FROM identity.settings WHERE user_id = %(user_id)s",
+    ),
+    Personal(
         "tenancy.organizations",
         ("name", "slug", "description", "logo_url", "timezone"),
         """
