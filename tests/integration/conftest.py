@@ -68,6 +68,12 @@ def database(server_url: str, role_passwords: dict[str, str], template: str) -> 
     yield from _database(server_url, role_passwords, template)
 
 
+@pytest.fixture(scope="module")
+def module_database(server_url: str, role_passwords: dict[str, str], template: str) -> Iterator[Database]:
+    """As `database`, for a module's tests that all read what one of them has loaded."""
+    yield from _database(server_url, role_passwords, template)
+
+
 @pytest.fixture
 def app_db(database: Database) -> Iterator[Database]:
     """`database`, with backplane.db connecting as backplane_app."""
