@@ -130,6 +130,8 @@ def test_what_was_in_a_project_goes_when_nobody_may_restore_it_any_more(
     assert used(app_db) == counted
     listed = files_bucket.client.list_objects_v2(Bucket=files_bucket.name)["Contents"]
     assert [each["Key"].split("/")[1] for each in listed] == [other]
+    [upload] = rows(app_db, "SELECT state FROM storage.objects WHERE kind = 'upload'")
+    assert upload["state"] == "granted"  # it is the organisation's, and outlives its project
     [kept] = rows(app_db, "SELECT title, purged_at, tags FROM projects.projects WHERE id = %s", project)
     assert (kept["title"], kept["tags"]) == ("Fitness", [])
     assert [row["prompt"] for row in rows(app_db, "SELECT prompt FROM projects.generations")] == [""]
