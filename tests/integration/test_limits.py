@@ -371,9 +371,10 @@ def test_jobs_count_for_anybody(app_db: Database, acme: UUID) -> None:
 @pytest.mark.parametrize("role", ["backplane_app", "backplane_system"])
 def test_nobody_changes_a_counter_by_hand(app_db: Database, acme: UUID, role: str) -> None:
     take(acme, "app.projects")
+    by_night = ["DELETE FROM billing.usage_counters"] if role == "backplane_app" else []  # the upkeep forgets
     for statement in (
+        *by_night,
         "UPDATE billing.usage_counters SET used = 0",
-        "DELETE FROM billing.usage_counters",
         "INSERT INTO billing.usage_counters SELECT id, 'a.b', '-infinity' FROM tenancy.organizations",
         "SELECT billing.take_at(NULL, NULL, '{}', 1, NULL)",
     ):
