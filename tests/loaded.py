@@ -19,15 +19,19 @@ LARGE = ROWS // 2  # what no single node of a plan may read: more than all of on
 
 # What a column holds in the n-th row, where it is not what the first row has. A third of all is one
 # organisation's, half of that one project's.
-COLUMNS = {
-    "organization_id": f"CASE WHEN n %% 3 = 0 THEN '{ONE.organization}'::uuid "
-    "ELSE md5('org' || n %% 500)::uuid END",
-    "project_id": f"CASE WHEN n %% 3 > 0 THEN md5('project' || n %% 500)::uuid "
-    f"WHEN n %% 2 = 0 THEN '{ONE.project}'::uuid ELSE md5('project' || n)::uuid END",
-    "user_id": f"CASE WHEN n %% 3 = 0 THEN '{ONE.user}' ELSE md5('user' || n %% 500)::uuid END",
-    "created_by": f"CASE WHEN n %% 3 = 0 THEN '{ONE.user}' ELSE md5('user' || n %% 500)::uuid END",
-} | dict.fromkeys(
-    ("created_at", "updated_at", "received_at", "occurred_at"), "now() - n * interval '1 minute'"
+COLUMNS = (
+    {
+        "organization_id": f"CASE WHEN n %% 3 = 0 THEN '{ONE.organization}'::uuid "
+        "ELSE md5('org' || n %% 500)::uuid END",
+        "project_id": f"CASE WHEN n %% 3 > 0 THEN md5('project' || n %% 500)::uuid "
+        f"WHEN n %% 2 = 0 THEN '{ONE.project}'::uuid ELSE md5('project' || n)::uuid END",
+        "user_id": f"CASE WHEN n %% 3 = 0 THEN '{ONE.user}' ELSE md5('user' || n %% 500)::uuid END",
+        "created_by": f"CASE WHEN n %% 3 = 0 THEN '{ONE.user}' ELSE md5('user' || n %% 500)::uuid END",
+    }
+    | dict.fromkeys(("expires_at", "lock_expires_at"), "now() + n * interval '1 minute'")
+    | dict.fromkeys(
+        ("created_at", "updated_at", "received_at", "occurred_at"), "now() - n * interval '1 minute'"
+    )
 )
 OVERRIDES = {
     "identity.users": {"id": "md5('user' || n)::uuid", "email": "'u' || n || '@example.com'"},

@@ -3,6 +3,7 @@ with thousands of rows a table.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from tests.databases import Database
 from tests.loaded import explained, load
 from tests.rows import ONE
 
-from backplane import db
+from backplane import db, holds, idempotency, inbox_upkeep, invitations, leases, limits, outbox
 from backplane.archives import Bucket
 
 ROUTES = sorted(
@@ -105,6 +106,31 @@ def ask(path: str, query: dict[str, str]) -> None:
     if isinstance(answer.body, dict) and (cursor := answer.body.get("next_cursor")):
         again = send("GET", path, token(ROOT), query=query | {"cursor": cursor}, organization=organization)
         assert again.status == 200, again.body
+
+
+# What runs each minute or night, most often to find that there is nothing to do.
+JOBS: dict[str, Callable[[db.Tx], object]] = {
+    "the inbox counted": inbox_upkeep.census,
+    "holds that are over": lambda tx: holds.overdue(tx, limit=20),
+    "leases that are over": lambda tx: leases.lapsed(tx, limit=20),
+    "settled bodies": lambda tx: inbox_upkeep.trim_bodies(tx, days=400, limit=20),
+    "published events": lambda tx: outbox.purge(tx, days=400, limit=20),
+    "forgotten keys": lambda tx: idempotency.purge(tx, limit=20),
+    "stale invitations": lambda tx: invitations.purge(tx, limit=20),
+    "counters of past years": lambda tx: limits.purge(tx, limit=20),
+}
+
+
+@pytest.mark.parametrize("generic", [False, True], ids=["own plans", "generic plans"])
+def test_no_job_reads_a_large_table_to_find_little(loaded: Database, generic: bool) -> None:
+    wasteful = {}
+    with explained(loaded, "backplane_system", generic=generic) as plans:
+        for name, job in JOBS.items():
+            plans.found.clear()
+            db.run(job)
+            if told := plans.wasteful():
+                wasteful[name] = told
+    assert wasteful == {}
 
 
 # What the sources recommend, by what is asked: (asked, the index that answers). Each as its own role.

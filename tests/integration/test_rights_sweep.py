@@ -40,6 +40,7 @@ EXPECTED: dict[str, dict[str, dict[str, Seen]]] = {
 }
 # Tables that have an organisation's rows, and none of them for the application: jobs alone come near.
 HIDDEN = {
+    "identity.settings",  # a person's own, whatever the organisation
     "billing.disputes",
     "billing.payment_refunds",
     "billing.payments",
@@ -264,6 +265,11 @@ CALLS: dict[str, tuple[str, Any]] = {
         "SELECT credits.set_low_balance_threshold(%(theirs)s, 1)",
         "refused",
     ),
+    "tenancy.close_organization": ("SELECT tenancy.close_organization(%(theirs)s)", "refused"),
+    "tenancy.accept_invitation": (
+        "SELECT outcome FROM tenancy.accept_invitation(sha256('x'), %(my_user)s, %(theirs)s, %(mine)s)",
+        "refused",
+    ),
     "tenancy.change_timezone": ("SELECT tenancy.change_timezone(%(theirs)s, 'UTC')", "refused"),
     "credits.refund": (
         "SELECT outcome FROM credits.refund(%(mine)s, %(their_debit)s, 'k', sha256('r'), 1, 'why', 'user:1')",
@@ -299,6 +305,11 @@ CALLS: dict[str, tuple[str, Any]] = {
     ),
 }
 BY_ITS_NATURE = {
+    "tenancy.create_organization": "makes one, for the user who calls",
+    "tenancy.find_invitation": "whoever has the token is invited",
+    "tenancy.find_membership": "what the user who calls is in an organisation, for deciding what he may",
+    "tenancy.organizations_of": "those that the user who calls is in",
+    "tenancy.personal_organization": "the one of the user who calls",
     "credits.adjust": "takes no id but the organisation's, and that is the authenticated caller's",
     "credits.audit": "as adjust",
     "credits.book_due": "as adjust",

@@ -188,7 +188,7 @@ def overdue(tx: db.Tx, *, limit: int) -> list[UUID]:
         """
         SELECT organization_id
         FROM credits.holds
-        WHERE state = 'open' AND expires_at <= clock_timestamp()
+        WHERE state = 'open' AND expires_at <= statement_timestamp()
         GROUP BY organization_id
         ORDER BY min(expires_at)
         LIMIT %s

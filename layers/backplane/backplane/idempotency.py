@@ -131,11 +131,11 @@ def purge(tx: db.Tx, *, limit: int) -> int:
     gone = tx.execute(
         """
         DELETE FROM platform.idempotency_keys
-        WHERE expires_at <= clock_timestamp() -- still, where it was claimed anew meanwhile
+        WHERE expires_at <= statement_timestamp() -- still, where it was claimed anew meanwhile
           AND (organization_id, route, key) IN (
               SELECT organization_id, route, key
               FROM platform.idempotency_keys
-              WHERE expires_at <= clock_timestamp()
+              WHERE expires_at <= statement_timestamp()
               ORDER BY expires_at
               LIMIT %s)
         """,

@@ -146,11 +146,12 @@ def _purge(tx: db.Tx, table: LiteralString, limit: int) -> int:
         f"""
         DELETE FROM {table}
         WHERE accepted_at IS NULL -- still, and not invited anew meanwhile
-          AND expires_at < clock_timestamp() - make_interval(days => %(days)s)
+          AND expires_at < statement_timestamp() - make_interval(days => %(days)s)
           AND id IN (
               SELECT id
               FROM {table}
-              WHERE accepted_at IS NULL AND expires_at < clock_timestamp() - make_interval(days => %(days)s)
+              WHERE accepted_at IS NULL
+                AND expires_at < statement_timestamp() - make_interval(days => %(days)s)
               ORDER BY expires_at
               LIMIT %(limit)s
           )

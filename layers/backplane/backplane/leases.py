@@ -244,7 +244,7 @@ def lapsed(tx: db.Tx, *, limit: int) -> list[UUID]:
         """
         SELECT id
         FROM projects.generations
-        WHERE status = 'in_progress' AND lock_expires_at <= clock_timestamp()
+        WHERE status = 'in_progress' AND lock_expires_at <= statement_timestamp()
         ORDER BY lock_expires_at
         LIMIT %s
         """,

@@ -131,7 +131,7 @@ def purge(tx: db.Tx, *, limit: int) -> int:
         WHERE (organization_id, key, period_start) IN (
             SELECT u.organization_id, u.key, u.period_start
             FROM billing.usage_counters AS u
-            WHERE u.period_end < clock_timestamp() - make_interval(days => %(days)s)
+            WHERE u.period_end < statement_timestamp() - make_interval(days => %(days)s)
               AND EXISTS (
                   SELECT FROM billing.usage_counters AS newer
                   WHERE newer.organization_id = u.organization_id

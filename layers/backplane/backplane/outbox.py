@@ -62,7 +62,7 @@ def purge(tx: db.Tx, *, days: int, limit: int) -> int:
         WHERE id IN (
             SELECT id
             FROM platform.outbox
-            WHERE published_at < clock_timestamp() - make_interval(days => %(days)s)
+            WHERE published_at < statement_timestamp() - make_interval(days => %(days)s)
             ORDER BY published_at
             LIMIT %(limit)s
             FOR UPDATE SKIP LOCKED
