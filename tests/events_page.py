@@ -19,7 +19,7 @@ def events() -> dict[str, dict[str, bool]]:
     for name, data in row.findall(PAGE.read_text()):
         assert name not in found, f"docs/events.md lists {name} twice"
         outside = re.sub(r"\([^)]*\)", "", data)  # what stands in brackets explains
-        found[name] = {field: not mark for field, mark in re.findall(r"`([a-z_]+)(\??)`", outside)}
+        found[name] = {field: not mark for field, mark in re.findall(r"`([a-z_0-9]+)(\??)`", outside)}
     return found
 
 
