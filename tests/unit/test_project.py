@@ -401,7 +401,7 @@ def test_our_loggers_have_the_stages_level_and_libraries_never_write_what_they_a
         importlib.reload(backplane)
         assert logging.getLogger("backplane.db").getEffectiveLevel() == level
         for library in ("botocore.parsers", "boto3", "urllib3.connectionpool", "stripe", "psycopg"):
-            assert logging.getLogger(library).getEffectiveLevel() == logging.INFO
+            assert logging.getLogger(library).getEffectiveLevel() == logging.WARNING
     finally:
         monkeypatch.undo()
         importlib.reload(backplane)
