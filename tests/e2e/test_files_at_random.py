@@ -28,7 +28,7 @@ from tests.e2e import killing
 from tests.e2e.local_cloud import Answer, Cloud
 from tests.e2e.test_slice_over_http import get, sign_up
 
-SECONDS = float(os.environ.get("BACKPLANE_RACE_SECONDS", "10"))
+SECONDS = float(os.environ.get("BACKPLANE_RACE_SECONDS", "6"))
 ENOUGH = 30  # acknowledged saves at least, however slow it is
 GENERATIONS = 8  # the free plan has ten a day
 SEED = 6

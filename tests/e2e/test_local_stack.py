@@ -275,7 +275,7 @@ def test_a_signal_to_the_stack_stops_it_clean(cloud: Cloud, number: signal.Signa
     assert_nothing_is_left(cloud, family, ports)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_to_make_alone_stops_it_clean(cloud: Cloud, number: signal.Signals) -> None:
     written = cloud.start("make", "dev", "PORT=0")
     cloud.request("GET", "/health")

@@ -17,7 +17,7 @@ from backplane import archives, maintenance_lock, pgtools
 from backplane.archives import Bucket
 from backplane.multipart import UploadError
 
-SEEDS = range(8)
+SEEDS = range(5)
 
 
 @pytest.fixture

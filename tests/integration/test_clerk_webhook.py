@@ -595,7 +595,7 @@ def fuzzed(server_url: str, role_passwords: dict[str, str], template: str) -> It
 
 @given(event=_mutated())
 @settings(
-    max_examples=300,
+    max_examples=120,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -614,7 +614,7 @@ def test_any_sequence_of_mutations_ends_where_the_model_says(system_db: Database
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=60,
+            max_examples=35,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -503,7 +503,7 @@ def test_any_delivery_of_any_lifecycle_ends_as_the_oracle_says(
     webhook_secrets: None, world: Database
 ) -> None:
     @given(delivery=deliveries())
-    @settings(_SETTINGS, max_examples=40)
+    @settings(_SETTINGS, max_examples=24)
     def run(delivery: Delivery) -> None:
         with pytest.MonkeyPatch.context() as patch:
             if not delivery.at_once:
@@ -550,7 +550,7 @@ def test_any_lifecycle_delivered_by_four_at_once_ends_as_the_oracle_says(
     with world.as_role("backplane_system"), processes(4, world) as send:
 
         @given(delivery=deliveries())
-        @settings(_SETTINGS, max_examples=25)
+        @settings(_SETTINGS, max_examples=8)
         def run(delivery: Delivery) -> None:
             deliver(world, delivery, send)
 

@@ -319,7 +319,7 @@ def fuzzed(server_url: str, role_passwords: dict[str, str], template: str) -> It
 
 @given(event=_mutated())
 @settings(
-    max_examples=250,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
