@@ -152,10 +152,16 @@ def test_a_platform_role_is_given_with_the_token(stack: Cloud) -> None:
     assert answer.json()["user"]["role"] == "admin"
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "events").glob("*.json")), ids=lambda file: file.stem)
-def test_every_sample_event_succeeds(stack: Cloud, file: Path) -> None:
+@pytest.fixture(scope="module")
+def somebody(stack: Cloud) -> None:
+    """The user and the customer whom the samples are of."""
     assert stack.run("local.send", "events/clerk_webhook.json").returncode == 0
     assert stack.run("local.send", "events/stripe_webhook.json").returncode == 0
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "events").glob("*.json")), ids=lambda file: file.stem)
+@pytest.mark.usefixtures("somebody")
+def test_every_sample_event_succeeds(stack: Cloud, file: Path) -> None:
     if file.stem == "restore_drill":  # of the newest backup
         assert stack.run("local.invoke", "backup").returncode == 0
     sample = json.loads(file.read_text())
