@@ -51,7 +51,12 @@ def lines(report: Report) -> Iterator[str]:
     )
     yield f"Counted since {database.counted_since:%Y-%m-%d %H:%M}"
     yield from _findings(report)
-    yield from _table(
+    for section in (_tables, _indexes, _statements, _connections, _open_transactions, _waiting_for_locks):
+        yield from section(report)
+
+
+def _tables(report: Report) -> Iterator[str]:
+    return _table(
         "Tables",
         ("size", "rows", "dead", "vacuumed", "seq scans", "name"),
         [
@@ -66,12 +71,18 @@ def lines(report: Report) -> Iterator[str]:
             for each in report.tables
         ],
     )
-    yield from _table(
+
+
+def _indexes(report: Report) -> Iterator[str]:
+    return _table(
         "Indexes",
         ("size", "scans", "name"),
         [(_size(each.bytes), f"{each.scans:,}", each.name) for each in report.indexes],
     )
-    yield from _table(
+
+
+def _statements(report: Report) -> Iterator[str]:
+    return _table(
         "Statements",
         ("total", "mean ms", "calls", "role", "text"),
         [
@@ -85,7 +96,10 @@ def lines(report: Report) -> Iterator[str]:
             for each in report.statements
         ],
     )
-    yield from _table(
+
+
+def _connections(report: Report) -> Iterator[str]:
+    return _table(
         "Connections",
         ("number", "oldest", "role", "state", "waits for", "application"),
         [
@@ -100,7 +114,10 @@ def lines(report: Report) -> Iterator[str]:
             for each in report.connections
         ],
     )
-    yield from _table(
+
+
+def _open_transactions(report: Report) -> Iterator[str]:
+    return _table(
         "Open transactions",
         ("pid", "for", "role", "state", "waits for"),
         [
@@ -108,7 +125,10 @@ def lines(report: Report) -> Iterator[str]:
             for each in report.transactions
         ],
     )
-    yield from _table(
+
+
+def _waiting_for_locks(report: Report) -> Iterator[str]:
+    return _table(
         "Waiting for locks",
         ("pid", "for", "role", "held by", "on"),
         [

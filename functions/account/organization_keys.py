@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, computed_
 
 from backplane import api, audit_log, auth, db
 from backplane.problems import Forbidden, NotFound, Unprocessable
-from backplane.scopes import SCOPES_OF_KEY
+from backplane.scopes import SCOPES_OF_KEY, of_key
 
 SCOPES = SCOPES_OF_KEY["organization"]
 
@@ -39,9 +39,7 @@ class NewKey(api.Body):
     @field_validator("scopes")
     @classmethod
     def _known(cls, scopes: list[str]) -> list[str]:
-        if unknown := sorted(set(scopes) - SCOPES):
-            raise ValueError(f"no scope {', '.join(unknown)[:200]}; there are {', '.join(sorted(SCOPES))}")
-        return sorted(set(scopes))
+        return of_key("organization", scopes)
 
 
 class Key(BaseModel):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from backplane import api, audit_log, auth, db
 from backplane.problems import NotFound
-from backplane.scopes import SCOPES_OF_KEY
+from backplane.scopes import SCOPES_OF_KEY, of_key
 
 
 class NewServiceKey(api.Body):
@@ -18,10 +18,7 @@ class NewServiceKey(api.Body):
     @field_validator("scopes")
     @classmethod
     def _known(cls, scopes: list[str]) -> list[str]:
-        known = SCOPES_OF_KEY["service"]
-        if unknown := sorted(set(scopes) - known):
-            raise ValueError(f"no scope {', '.join(unknown)[:200]}; there are {', '.join(sorted(known))}")
-        return sorted(set(scopes))
+        return of_key("service", scopes)
 
 
 class ServiceKey(BaseModel):

@@ -5,7 +5,8 @@ from typing import Literal
 from uuid import UUID
 
 import organization_rows
-from pydantic import BaseModel, Field
+from psycopg.rows import DictRow
+from pydantic import BaseModel
 
 from backplane import api, audit_log, db, invitations, outbox
 from backplane.auth import Caller
@@ -17,14 +18,14 @@ Role = Literal["admin", "editor", "member", "viewer"]  # an owner is made of a m
 class NewInvitation(api.Body):
     email: invitations.Email
     role: Role = "viewer"
-    expires_in: int = Field(default=invitations.DEFAULT_SECONDS, ge=60, le=invitations.MAX_SECONDS)  # seconds
+    expires_in: invitations.ExpiresIn = invitations.DEFAULT_SECONDS  # seconds
 
 
 class Invited(BaseModel):
     id: UUID
     email: str
     role: Role
-    state: Literal["pending", "expired", "accepted"]
+    state: invitations.State
     invited_by: UUID | None
     user_id: UUID | None  # who accepted
     expires_at: datetime
@@ -36,12 +37,7 @@ class NewlyInvited(Invited):
     token: str | None = None  # for the invited person; shown once
 
 
-_COLUMNS = """
-    id, email, role, invited_by, user_id, expires_at, accepted_at, created_at,
-    CASE WHEN accepted_at IS NOT NULL THEN 'accepted'
-         WHEN expires_at <= clock_timestamp() THEN 'expired'
-         ELSE 'pending' END AS state
-"""
+_COLUMNS = f"id, email, role, invited_by, user_id, expires_at, accepted_at, created_at, {invitations.STATE}"
 
 
 def invite(tx: db.Tx, caller: Caller, new: NewInvitation) -> NewlyInvited:
@@ -53,6 +49,25 @@ def invite(tx: db.Tx, caller: Caller, new: NewInvitation) -> NewlyInvited:
         organization_rows.hold(tx, caller), "Make an organisation for others with POST /v1/organizations."
     )
     email = new.email.lower()
+    _refuse_a_member(tx, caller.organization_id, email)
+    invitation = invitations.mint("organization")
+    row = _store(tx, caller, email, new, invitation.token_hash)
+    _note(tx, caller, "invitation.created", row["id"], {"role": new.role})
+    outbox.append(
+        tx,
+        "invitation.created",
+        organization_id=caller.organization_id,
+        payload={
+            "organization_id": str(caller.organization_id),
+            "invitation_id": str(row["id"]),
+            "role": new.role,
+        },
+    )
+    return NewlyInvited.model_validate(row | {"token": invitation.token})
+
+
+def _refuse_a_member(tx: db.Tx, organization_id: UUID, email: str) -> None:
+    """Raises Conflict where the address is a member's, by his profile or by what he accepted."""
     member = tx.execute(
         """
         SELECT 1
@@ -63,11 +78,13 @@ def invite(tx: db.Tx, caller: Caller, new: NewInvitation) -> NewlyInvited:
         WHERE m.organization_id = %(organization_id)s AND (lower(u.email) = %(email)s OR i.id IS NOT NULL)
         LIMIT 1
         """,
-        {"organization_id": caller.organization_id, "email": email},
+        {"organization_id": organization_id, "email": email},
     ).fetchone()
     if member is not None:
         raise Conflict("Who has this address is a member. Change his role with PATCH …/members/{user_id}.")
-    invitation = invitations.mint("organization")
+
+
+def _store(tx: db.Tx, caller: Caller, email: str, new: NewInvitation, token_hash: bytes) -> DictRow:
     row = tx.execute(
         f"""
         INSERT INTO tenancy.invitations (organization_id, email, role, token_hash, expires_at, invited_by)
@@ -86,25 +103,14 @@ def invite(tx: db.Tx, caller: Caller, new: NewInvitation) -> NewlyInvited:
             "organization_id": caller.organization_id,
             "email": email,
             "role": new.role,
-            "token_hash": invitation.token_hash,
+            "token_hash": token_hash,
             "expires_in": new.expires_in,
             "invited_by": caller.user_id,
         },
     ).fetchone()
     if row is None:
         raise RuntimeError("an insert or update answers its row")
-    _note(tx, caller, "invitation.created", row["id"], {"role": new.role})
-    outbox.append(
-        tx,
-        "invitation.created",
-        organization_id=caller.organization_id,
-        payload={
-            "organization_id": str(caller.organization_id),
-            "invitation_id": str(row["id"]),
-            "role": new.role,
-        },
-    )
-    return NewlyInvited.model_validate(row | {"token": invitation.token})
+    return row
 
 
 def newest(tx: db.Tx, organization_id: UUID, *, before: UUID | None, limit: int) -> list[Invited]:

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from backplane import api, db, invitations, outbox
 from backplane.access import Access
@@ -17,14 +17,14 @@ Role = Literal["viewer", "editor", "admin"]
 class NewShare(api.Body):
     email: invitations.Email
     role: Role = "viewer"
-    expires_in: int = Field(default=invitations.DEFAULT_SECONDS, ge=60, le=invitations.MAX_SECONDS)  # seconds
+    expires_in: invitations.ExpiresIn = invitations.DEFAULT_SECONDS  # seconds
 
 
 class Share(BaseModel):
     id: UUID
     email: str
     role: Role
-    state: Literal["pending", "expired", "accepted"]
+    state: invitations.State
     user_id: UUID | None
     expires_at: datetime
     accepted_at: datetime | None
@@ -35,12 +35,7 @@ class InvitedShare(Share):
     token: str | None = None  # for the invited person; shown once
 
 
-_COLUMNS = """
-    id, email, role, user_id, expires_at, accepted_at, created_at,
-    CASE WHEN accepted_at IS NOT NULL THEN 'accepted'
-         WHEN expires_at <= clock_timestamp() THEN 'expired'
-         ELSE 'pending' END AS state
-"""
+_COLUMNS = f"id, email, role, user_id, expires_at, accepted_at, created_at, {invitations.STATE}"
 
 
 def invite(tx: db.Tx, access: Access, caller: Caller, new: NewShare) -> InvitedShare:

@@ -27,6 +27,16 @@ FORGOTTEN: Final = 30  # days after the end of one that nobody accepted: until t
 # Deliberately loose: who can read mail sent there decides, not we.
 Email = Annotated[str, Field(max_length=254, pattern=r"^[^\s@]+@[^\s@]+\.[^\s@]+$")]
 
+ExpiresIn = Annotated[int, Field(ge=60, le=MAX_SECONDS)]  # seconds
+State = Literal["pending", "expired", "accepted"]
+
+# What has become of an invitation, of a row with `accepted_at, expires_at`.
+STATE: Final = """
+    CASE WHEN accepted_at IS NOT NULL THEN 'accepted'
+         WHEN expires_at <= clock_timestamp() THEN 'expired'
+         ELSE 'pending' END AS state
+"""
+
 _FORM = re.compile(rf"bpi_({'|'.join(get_args(Kind))})_([0-9A-Za-z]{{{SECRET_LENGTH}}})")
 
 

@@ -1,6 +1,6 @@
 """What roles and keys may do: every scope a route can ask for, in one place."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal, get_args
 
 Role = Literal["owner", "admin", "editor", "member", "viewer"]
@@ -37,6 +37,14 @@ SCOPES_OF_KEY: Final[Mapping[KeyKind, frozenset[str]]] = {
 }
 
 SCOPES_OF_PLATFORM_ADMIN: Final = _OWNER | SERVER_SCOPES | {"admin"}
+
+
+def of_key(kind: KeyKind, wanted: Iterable[str]) -> list[str]:
+    """What a new key is to have, sorted, each once. Raises ValueError for what its kind can't have."""
+    scopes, known = set(wanted), SCOPES_OF_KEY[kind]
+    if unknown := sorted(scopes - known):
+        raise ValueError(f"no scope {', '.join(unknown)[:200]}; there are {', '.join(sorted(known))}")
+    return sorted(scopes)
 
 
 def least_role(scope: str) -> Role | None:

@@ -59,6 +59,12 @@ def current(model: type[M], event: Event) -> M:
     return _validated(model, event.fetched.data, "what Stripe's API answers")
 
 
+def told_and_current(model: type[M], event: Event) -> tuple[M, M]:
+    """What `read` and `current` answer: one and the same where nothing was fetched, and validated once."""
+    told = read(model, event)
+    return told, told if event.fetched is None else current(model, event)
+
+
 def _validated(model: type[M], data: object, name: str) -> M:
     try:
         return model.model_validate(data)

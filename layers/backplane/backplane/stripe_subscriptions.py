@@ -23,8 +23,8 @@ _KIND_RANK = {"customer.subscription.created": 0, "customer.subscription.deleted
 
 def subscription_changed(tx: Tx, event: Event) -> Outcome:
     """Stores the subscription's state if it is newer than what stands; ends its credits if it is over."""
-    told = stripe_events.read(Subscription, event)
-    subscription = state = stripe_events.current(Subscription, event)
+    told, state = stripe_events.told_and_current(Subscription, event)
+    subscription = state
     gone = None
     try:
         organization_id, arrived, plan = stripe_customers.organization_and_plan(tx, subscription)
@@ -60,8 +60,7 @@ def subscription_changed_at_once(event: Event) -> Status | None:
     """The same by one statement, as most events can be: of a subscription that goes on, and names nobody."""
     if stripe_events.foreign(event) is not None:
         return None
-    told = stripe_events.read(Subscription, event)
-    state = stripe_events.current(Subscription, event)
+    told, state = stripe_events.told_and_current(Subscription, event)
     named = state.metadata.get("organization_id") is not None
     if named or _over(event, state) or told.price_ids != state.price_ids:
         return None
