@@ -31,6 +31,7 @@ from local.checkout import ROOT
 from local.postgres import Postgres
 from psycopg.rows import dict_row
 from tests.databases import ROLES, create_database, on
+from tests.overheard import hearing
 from tests.senders import (
     CLERK_SECRET,
     FIRST,
@@ -373,22 +374,11 @@ def _handle(events: Sequence[Signed]) -> list[float]:
 
 def _record(events: Sequence[Signed]) -> list[Statements]:
     """What the handler says to the database, event by event."""
-    from backplane.slow_log import TimedCursor
-
     said: list[Statements] = []
-    execute = TimedCursor.execute
-
-    def noted(self: Any, query: Any, params: Any = None, **options: Any) -> Any:
-        said[-1].append((query, params))
-        return execute(self, query, params, **options)
-
-    TimedCursor.execute = noted  # type: ignore[method-assign]
-    try:
+    with hearing(lambda query, params: said[-1].append((query, params))):
         for event in events:
             said.append([])
             _handle([event])
-    finally:
-        TimedCursor.execute = execute  # type: ignore[method-assign]
     return said
 
 

@@ -8,11 +8,10 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-import pytest
 from tests.databases import Database
+from tests.overheard import hearing
 
 from backplane import db
-from backplane.slow_log import TimedCursor
 
 
 class Killed(BaseException):
@@ -20,19 +19,16 @@ class Killed(BaseException):
 
 
 @contextmanager
-def at_statement(number: int, strike: Callable[[], None], patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def at_statement(number: int, strike: Callable[[], None]) -> Iterator[list[str]]:
     """Strikes before the n-th statement of what runs inside. Yields the statements."""
     said: list[str] = []
-    execute = TimedCursor.execute
 
-    def counted(self: TimedCursor, query: Any, params: Any = None, **options: Any) -> TimedCursor:
-        said.append(str(query))
+    def counted(query: Any, _: Any) -> None:
+        said.append(query.decode() if isinstance(query, bytes) else str(query))
         if len(said) == number:
             strike()
-        return execute(self, query, params, **options)
 
-    with patch.context() as patched:
-        patched.setattr(TimedCursor, "execute", counted)
+    with hearing(counted):
         yield said
 
 

@@ -215,9 +215,7 @@ def test_processes_that_deliver_everything_at_once_apply_each_event_once(system_
 # ---- cut off anywhere ----
 
 
-def test_a_process_killed_before_any_statement_has_done_nothing_or_all(
-    system_db: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_killed_before_any_statement_has_done_nothing_or_all(system_db: Database) -> None:
     """The last callback's delivery dies: the one that ends the deployment, and gives its count back."""
 
     def strike() -> None:
@@ -230,7 +228,7 @@ def test_a_process_killed_before_any_statement_has_done_nothing_or_all(
         *before, last = sorted(one.told(), key=lambda told: told["status"] == "errored")
         for told in before:
             assert post("eas", one.integration, told).status == 200
-        with at_statement(number, strike, monkeypatch) as said:
+        with at_statement(number, strike) as said:
             try:
                 whole = post("eas", one.integration, last).status == 200
             except Killed:
@@ -244,9 +242,7 @@ def test_a_process_killed_before_any_statement_has_done_nothing_or_all(
     assert number > 5
 
 
-def test_an_arrival_killed_before_any_statement_leaves_what_waits(
-    system_db: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_arrival_killed_before_any_statement_leaves_what_waits(system_db: Database) -> None:
     def strike() -> None:
         end_the_session(system_db)
         raise Killed
@@ -255,7 +251,7 @@ def test_an_arrival_killed_before_any_statement_leaves_what_waits(
         one = story(system_db, ("finished", "finished"), brief=True)
         for told in one.told():
             assert post("eas", one.integration, told).body["status"] == "parked"
-        with at_statement(number, strike, monkeypatch) as said:
+        with at_statement(number, strike) as said:
             try:
                 one.name(system_db)
             except Killed:

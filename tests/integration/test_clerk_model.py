@@ -231,7 +231,7 @@ STATE = """
 @pytest.mark.parametrize("dies", LIFE)
 @pytest.mark.parametrize("parked", [False, True], ids=["in order", "what waits for it first"])
 def test_an_event_that_dies_before_any_statement_has_done_nothing_and_the_next_delivery_does_it_whole(
-    system_db: Database, dies: str, parked: bool, monkeypatch: pytest.MonkeyPatch
+    system_db: Database, dies: str, parked: bool
 ) -> None:
     def die() -> None:
         raise Killed
@@ -247,7 +247,7 @@ def test_an_event_that_dies_before_any_statement_has_done_nothing_and_the_next_d
     before = state()
     for number in itertools.count(1):
         try:
-            with at_statement(number, die, monkeypatch) as said:
+            with at_statement(number, die) as said:
                 answer = post_clerk(LIFE[dies], f"msg_{dies}")
         except Killed:
             db.reset()
@@ -262,9 +262,7 @@ def test_an_event_that_dies_before_any_statement_has_done_nothing_and_the_next_d
     assert state() == once != before
 
 
-def test_a_deletion_that_dies_before_any_statement_is_done_whole_by_the_next(
-    system_db: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_deletion_that_dies_before_any_statement_is_done_whole_by_the_next(system_db: Database) -> None:
     """Nothing of it stands until all of it does."""
 
     def die() -> None:
@@ -274,7 +272,7 @@ def test_a_deletion_that_dies_before_any_statement_is_done_whole_by_the_next(
     deletion = clerk_user("user_1", kind="deleted")
     for number in itertools.count(1):
         try:
-            with at_statement(number, die, monkeypatch) as said:
+            with at_statement(number, die) as said:
                 answer = post_clerk(deletion, "msg_gone")
         except Killed:
             db.reset()

@@ -426,7 +426,7 @@ def test_a_save_that_is_killed_anywhere_is_whole_or_not_there(
             # A process that is gone gives nothing back.
             patched.setattr(files, "give_back", lambda granted: None)
             try:
-                with kills.at_statement(number, die, patched):
+                with kills.at_statement(number, die):
                     acknowledged = outer(ada, project, {"a": str(number)}).version
                 break
             except Killed:

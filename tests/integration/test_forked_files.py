@@ -172,7 +172,7 @@ def test_a_fork_that_is_killed_anywhere_is_whole_or_not_there(
             forked()
     for number in itertools.count(1, 2):  # every second
         try:
-            with kills.at_statement(number, die, monkeypatch):
+            with kills.at_statement(number, die):
                 made = forked()
             break
         except Killed:

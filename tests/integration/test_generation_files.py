@@ -285,7 +285,7 @@ def test_a_completion_that_is_killed_anywhere_is_whole_or_not_there(
             ended(ada, started)
     for number in itertools.count(1, 2):  # every second
         try:
-            with kills.at_statement(number, die, monkeypatch):
+            with kills.at_statement(number, die):
                 assert ended(ada, started).files_version == 1
             break
         except Killed:

@@ -100,7 +100,7 @@ both_ways = pytest.mark.parametrize("order", [SHORT, LONG], ids="-".join)
 
 @both_ways
 def test_a_process_killed_before_any_statement_has_done_nothing_or_all(
-    system_db: Database, order: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    system_db: Database, order: tuple[str, ...]
 ) -> None:
     def strike() -> None:
         end_the_session(system_db)
@@ -111,7 +111,7 @@ def test_a_process_killed_before_any_statement_has_done_nothing_or_all(
         *before, last = order
         for name in before:
             assert customer.deliver(name).status == 200
-        with at_statement(number, strike, monkeypatch) as said:
+        with at_statement(number, strike) as said:
             try:
                 whole = customer.deliver(last).status == 200
             except Killed:
@@ -125,16 +125,14 @@ def test_a_process_killed_before_any_statement_has_done_nothing_or_all(
     assert number > 5
 
 
-def test_a_session_ended_before_any_statement_is_replaced_without_the_sender(
-    system_db: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_session_ended_before_any_statement_is_replaced_without_the_sender(system_db: Database) -> None:
     order = LONG
     for number in itertools.count(1, 2):
         customer = Customer()
         *before, last = order
         for name in before:
             customer.deliver(name)
-        with at_statement(number, lambda: end_the_session(system_db), monkeypatch) as said:
+        with at_statement(number, lambda: end_the_session(system_db)) as said:
             answer = customer.deliver(last)
         if answer.status == 503:  # at the commit, which may have come through: never repeated unasked
             assert said[number - 1].strip().upper() == "COMMIT"

@@ -36,10 +36,8 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[Status | None]:
     return became
 
 
-def test_the_state_of_a_linked_customer_is_one_statement(
-    ada: Customer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with at_statement(0, lambda: None, monkeypatch) as said:
+def test_the_state_of_a_linked_customer_is_one_statement(ada: Customer) -> None:
+    with at_statement(0, lambda: None) as said:
         assert status(ada.told("updated")) == "processed"
     assert len(said) == 1
 

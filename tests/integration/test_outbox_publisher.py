@@ -197,7 +197,7 @@ def test_a_crash_after_publishing_repeats_the_event_with_its_number(
 
 
 def test_a_publisher_killed_anywhere_loses_no_event_and_counts_none_twice(
-    system_db: Database, queue: Queue, monkeypatch: pytest.MonkeyPatch
+    system_db: Database, queue: Queue
 ) -> None:
     """Before each statement, and between PutEvents and what records it, with other events coming after."""
 
@@ -211,7 +211,7 @@ def test_a_publisher_killed_anywhere_loses_no_event_and_counts_none_twice(
     for number in itertools.count(1):
         write(first, written, written + 1)
         write(second, written)
-        with at_statement(number, strike, monkeypatch) as said, suppress(Killed):
+        with at_statement(number, strike) as said, suppress(Killed):
             publish()
         db.reset()
         write(first, written + 2)

@@ -150,7 +150,7 @@ def test_what_was_in_a_project_goes_when_nobody_may_restore_it_any_more(
 
 
 def test_a_purge_that_is_killed_anywhere_is_whole_or_not_there(
-    app_db: Database, ada: Customer, project: str, monkeypatch: pytest.MonkeyPatch
+    app_db: Database, ada: Customer, project: str
 ) -> None:
     def die() -> None:
         raise Killed
@@ -160,7 +160,7 @@ def test_a_purge_that_is_killed_anywhere_is_whole_or_not_there(
     with app_db.as_role("backplane_system"):
         for number in itertools.count(1):
             try:
-                with kills.at_statement(number, die, monkeypatch):
+                with kills.at_statement(number, die):
                     assert db.run(lambda tx: project_purge.due(tx, days=30, limit=9)) != []
                     assert db.run(lambda tx: project_purge.purge(tx, UUID(project), days=30))
                 break
@@ -173,9 +173,7 @@ def test_a_purge_that_is_killed_anywhere_is_whole_or_not_there(
     assert left(app_db, project).keys() == KEPT
 
 
-def test_one_project_that_cannot_be_purged_stops_no_other(
-    app_db: Database, ada: Customer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_project_that_cannot_be_purged_stops_no_other(app_db: Database, ada: Customer) -> None:
     first, second = new_project(ada), new_project(ada)
     for number, project in enumerate((first, second)):
         delete(app_db, ada, project, days=40 - number)

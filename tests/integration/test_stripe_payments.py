@@ -477,7 +477,7 @@ def test_a_life_of_refunds_and_disputes_ends_alike_in_every_order(system_db: Dat
 
 @pytest.mark.parametrize("last", ["refund", "dispute won", "pack"])
 def test_a_process_killed_before_any_statement_has_taken_and_restored_nothing_or_all(
-    system_db: Database, last: str, monkeypatch: pytest.MonkeyPatch
+    system_db: Database, last: str
 ) -> None:
     """The pack comes last too: what waited for it is applied in the transaction that makes it."""
 
@@ -497,7 +497,7 @@ def test_a_process_killed_before_any_statement_has_taken_and_restored_nothing_or
         }[last]
         for event in events[:-1]:
             status(event)
-        with at_statement(number, strike, monkeypatch) as said:
+        with at_statement(number, strike) as said:
             try:
                 post_stripe(events[-1])
             except Killed:

@@ -25,7 +25,7 @@ class Fault(BaseModel):
 
 def book_due(organization_id: UUID) -> bool:
     """Books the grants and holds of an account that have expired. Answers whether there were any."""
-    row = db.call("SELECT credits.book_due(%s) AS booked", [organization_id])
+    row = db.call("SELECT credits.book_due(%(id)s) AS booked", {"id": organization_id})
     return row is not None and row["booked"]
 
 
@@ -35,7 +35,7 @@ def audit(organization_id: UUID) -> Audit:
     Raises NotFound.
     """
     book_due(organization_id)
-    row = db.call("SELECT * FROM credits.audit(%s)", [organization_id], repeatable=True)
+    row = db.call("SELECT * FROM credits.audit(%(id)s)", {"id": organization_id}, repeatable=True)
     if row is None:
         raise NotFound("There is no such organisation with a credit account. Check its id.")
     return Audit.model_validate(row)

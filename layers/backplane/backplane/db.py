@@ -15,22 +15,21 @@ import random
 import re
 import select
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Never, TypeAlias, TypeVar
+from typing import Any, Final, Never, TypeAlias, TypeVar, cast
 from uuid import UUID
 
 import psycopg
-from psycopg.abc import QueryNoTemplate
 from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.rows import DictRow
 
 from backplane import bounded, connect, deadline, failures
-from backplane.bounded import BoundedConnection
 from backplane.config import settings
 from backplane.deadline import MARGIN, remaining
 from backplane.failures import Decision, Verdict
 from backplane.problems import Unavailable
+from backplane.session import Query, Session
 
 __all__ = [
     "ATTEMPTS",
@@ -58,7 +57,7 @@ IDLE_TIMEOUT: Final = 60.0  # seconds a transaction may be silent, whatever time
 ATTEMPTS: Final = 6
 
 _logger = logging.getLogger("backplane.db")
-_connection: Tx | None = None
+_connection: Session | None = None
 
 
 class _Unreachable(Unavailable):
@@ -98,7 +97,7 @@ def reset() -> None:
 atexit.register(reset)  # a farewell, where the process is let go by itself
 
 
-def connection() -> Tx:
+def connection() -> Session:
     """The process's connection, in autocommit, made anew where it has died since.
 
     Raises Unavailable where the database can't be reached, RuntimeError where the login may not serve.
@@ -108,12 +107,11 @@ def connection() -> Tx:
         return _connection
     _drop()
     try:
-        _connection = connect.connect(
-            settings(), kind=BoundedConnection, timeout=min(connect.CONNECT_TIMEOUT, remaining())
-        )
+        made = connect.connect(settings(), kind=Session, timeout=min(connect.CONNECT_TIMEOUT, remaining()))
     except psycopg.OperationalError as error:
         _logger.warning("the database can't be reached: %s", str(error).strip())
         raise _Unreachable("The database can't be reached at the moment. Repeat the request.") from error
+    _connection = cast("Session", made)
     return _connection
 
 
@@ -145,8 +143,8 @@ def run(work: Callable[[Tx], T], *, organization_id: UUID | None = None, user_id
 
 
 def call(
-    query: QueryNoTemplate,
-    params: Sequence[Any] | Mapping[str, Any] | None = None,
+    query: Query,
+    params: Mapping[str, Any] | None = None,
     *,
     repeatable: bool = False,
 ) -> DictRow | None:
@@ -156,8 +154,8 @@ def call(
 
 
 def answer(
-    query: QueryNoTemplate,
-    params: Sequence[Any] | Mapping[str, Any] | None = None,
+    query: Query,
+    params: Mapping[str, Any] | None = None,
     *,
     repeatable: bool = False,
 ) -> list[DictRow]:
@@ -171,13 +169,15 @@ def answer(
     def attempt() -> list[DictRow]:
         session = _idle_connection()
         try:
-            cursor = session.execute(query, params)
+            return session.ask(query, params)
         except psycopg.Error as error:
             if failures.is_lost(error) and not repeatable:
                 _drop()
                 raise CommitUnknown from error
             raise
-        return [] if cursor.rownumber is None else cursor.fetchall()  # None: it has no rows to give
+        except BaseException:  # Ctrl-C, say, while the server is at work
+            _roll_back(session)
+            raise
 
     return _repeated(attempt)
 
@@ -202,7 +202,7 @@ def containing(text: str) -> str:
 def _attempt(organization_id: UUID | None, user_id: UUID | None) -> Iterator[Tx]:
     session = _idle_connection()
     try:
-        session.execute(_begin(organization_id, user_id), prepare=False)
+        session.command(_begin(organization_id, user_id))
         yield session
     except BaseException:
         _roll_back(session)
@@ -234,7 +234,7 @@ def _setting(name: str, value: UUID) -> str:
     return f"SET LOCAL app.{name} = '{UUID(str(value))}'"  # nothing but a UUID gets in
 
 
-def _commit(session: Tx) -> None:
+def _commit(session: Session) -> None:
     status = session.info.transaction_status
     if status is not TransactionStatus.INTRANS:
         _roll_back(session)
@@ -248,7 +248,7 @@ def _commit(session: Tx) -> None:
         _roll_back(session)
         raise Unavailable("The request ran out of time before its work was saved. Repeat it.", retry_after=1)
     try:
-        session.execute("COMMIT", prepare=False)
+        session.command(b"COMMIT")
     except psycopg.Error as error:
         if failures.is_lost(error):
             _drop()
@@ -257,11 +257,11 @@ def _commit(session: Tx) -> None:
         raise
 
 
-def _roll_back(session: Tx) -> None:
+def _roll_back(session: Session) -> None:
     status = session.info.transaction_status
     if status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
         with suppress(psycopg.Error):
-            session.execute("ROLLBACK", prepare=False)
+            session.command(b"ROLLBACK")
             return
     if status is not TransactionStatus.IDLE:
         _drop()  # lost, or in the middle of a statement: the server rolls back by itself
@@ -312,10 +312,10 @@ def _give_up(error: psycopg.Error, decision: Decision) -> Never:
 # ---- the connection ----
 
 
-def _idle_connection() -> Tx:
+def _idle_connection() -> Session:
     _budget()
     session = connection()
-    if session.info.transaction_status is not TransactionStatus.IDLE:
+    if session.pgconn.transaction_status != TransactionStatus.IDLE:
         raise RuntimeError("a transaction is open already: transactions don't nest, pass the Tx on")
     return session
 

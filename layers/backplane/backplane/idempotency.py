@@ -152,7 +152,7 @@ def _without(body: str, fields: Sequence[str]) -> str:
 
 
 def _ask(query: str, held: Claim, **more: object) -> Mapping[str, Any]:
-    row = db.call(query.encode(), _params(held, **more))
+    row = db.call(query, _params(held, **more))
     if row is None:
         raise RuntimeError("a function answers one row")
     return row

@@ -126,8 +126,7 @@ def _debit_answer(row: Mapping[str, Any], operation: str) -> tuple[Debit, bool]:
 
 def answer_of(query: str, params: Mapping[str, Any], tx: db.Tx | None) -> DictRow:
     """The row that a function of the ledger answers, in the caller's transaction or in its own."""
-    text = query.encode()
-    row = db.call(text, params) if tx is None else tx.execute(text, params).fetchone()
+    row = db.call(query, params) if tx is None else tx.execute(query.encode(), params).fetchone()
     if row is None:
         raise RuntimeError("the ledger's functions answer one row")
     return row

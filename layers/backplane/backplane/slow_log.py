@@ -21,17 +21,17 @@ class TimedCursor(psycopg.Cursor[DictRow]):
         try:
             return super().execute(query, params, **options)
         finally:
-            _log(query, time.monotonic() - began)
+            log(query, time.monotonic() - began)
 
     def executemany(self, query: Any, params_seq: Any, **options: Any) -> None:
         began = time.monotonic()
         try:
             super().executemany(query, params_seq, **options)
         finally:
-            _log(query, time.monotonic() - began)
+            log(query, time.monotonic() - began)
 
 
-def _log(query: Any, seconds: float) -> None:
+def log(query: Any, seconds: float) -> None:
     if seconds > SLOW:
         _logger.warning("slow statement", extra={"seconds": round(seconds, 3), "sql": _text(query)})
     elif _logger.isEnabledFor(logging.DEBUG):
