@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
@@ -100,6 +100,23 @@ def make_grant(
 
 def give(organization_id: UUID, amount: int, **fields: Any) -> UUID:
     return db.run(lambda tx: ledger.grant(tx, make_grant(organization_id, amount, **fields)))[0]
+
+
+def give_in_disorder(organization_id: UUID) -> list[UUID]:
+    """Seven grants of 10 credits that come in another order than they burn in. Answers them as they burn."""
+
+    def give_one(source: str, *, hours: int | None = None) -> UUID:
+        expires_at = None if hours is None else datetime.now(UTC) + timedelta(hours=hours)
+        return give(organization_id, 10, source=source, expires_at=expires_at)
+
+    pack = give_one("pack", hours=1)
+    older = give_one("sign_up")
+    newer = give_one("sign_up")
+    late_plan = give_one("plan", hours=4)
+    early_plan = give_one("plan", hours=3)
+    promotion = give_one("promotion", hours=2)
+    endless_plan = give_one("plan")
+    return [early_plan, late_plan, endless_plan, promotion, older, newer, pack]
 
 
 def debit(

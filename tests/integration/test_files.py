@@ -17,7 +17,7 @@ from tests.ledgers import rows
 from tests.processes import race
 from tests.senders import Answer
 
-from backplane import auth, buckets, db, files, stored_objects
+from backplane import auth, buckets, db, file_changes, files, stored_objects
 from backplane.archives import Bucket
 from backplane.file_changes import NewFile
 from backplane.problems import PlanLimitReached, Unavailable
@@ -161,8 +161,18 @@ def test_keys_name_the_time_and_ascend_also_within_a_millisecond(
     assert first["s3_key"].startswith(f"projects/{project}/files-v")
     ahead = int(first["s3_key"].rpartition("-v")[2].removesuffix(".json")) + 3_600_000  # its clock ran ahead
     rows(app_db, "UPDATE projects.file_versions SET epoch_ms = %s", ahead)
+    rows(  # what a save of the next millisecond left that was cut off
+        app_db,
+        """
+        INSERT INTO storage.objects
+            (organization_id, kind, s3_key, name, content_type, bytes, expires_at, state, deleted_at)
+        SELECT organization_id, kind, %s, name, content_type, bytes, expires_at, 'expired', clock_timestamp()
+        FROM storage.objects
+        """,
+        f"projects/{project}/files-v{ahead + 1}.json",
+    )
     keys = [saved(ada.token, project, {"a": text})["s3_key"] for text in "23"]
-    assert keys == [f"projects/{project}/files-v{ahead + number}.json" for number in (1, 2)]
+    assert keys == [f"projects/{project}/files-v{ahead + number}.json" for number in (2, 3)]
 
 
 def test_unchanged_contents_make_no_version(
@@ -359,6 +369,23 @@ def test_whoever_saves_between_the_halves_of_a_save_loses_nothing(
             outer(ada, project, {"mine": "other"}, base_version=4)
     assert content(ada.token, project, "mine").body["content"] == "mine"
     assert_exact(app_db, files_bucket)
+
+
+def test_a_save_that_changes_nothing_is_judged_anew_where_others_saved_meanwhile(
+    ada: Customer, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply, others = file_changes.apply, ["theirs"]
+
+    def apply_and_wait(*args: Any) -> Any:
+        made = apply(*args)
+        if others:
+            saved(ada.token, project, {"App.tsx": others.pop()})
+        return made
+
+    saved(ada.token, project, dict(TREE))
+    monkeypatch.setattr(file_changes, "apply", apply_and_wait)
+    assert outer(ada, project, dict(TREE)).version == 3
+    assert content(ada.token, project, "App.tsx").body["content"] == "app"
 
 
 # Saves a file of its own again and again, each time with another content, and says which version it became.

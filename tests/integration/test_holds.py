@@ -19,6 +19,7 @@ from tests.ledgers import (
     debit,
     entries,
     give,
+    give_in_disorder,
     grants,
     held,
     hold,
@@ -92,12 +93,12 @@ def test_a_hold_moves_credits_from_available_to_held(system_db: Database) -> Non
 
 def test_a_hold_takes_grants_in_burn_order(system_db: Database) -> None:
     organization_id = new_account(system_db)
-    give(organization_id, 10, source="pack")
-    plan = give(organization_id, 10, source="plan", expires_at=soon())
-    hold(organization_id, 15)
-    assert remaining(system_db, organization_id) == [5, 0]
+    order = give_in_disorder(organization_id)
+    hold(organization_id, 65)
     allocations = rows(system_db, "SELECT a.* FROM credits.holds CROSS JOIN unnest(allocations) AS a")
-    assert (allocations[0]["grant_id"], [a["amount"] for a in allocations]) == (plan, [10, 5])
+    assert [each["grant_id"] for each in allocations] == order
+    assert [each["amount"] for each in allocations] == [10] * 6 + [5]
+    assert sorted(remaining(system_db, organization_id)) == [0] * 6 + [5]
     with pytest.raises(InsufficientCredits, match="5 are available"):
         debit(organization_id, quantity=6)
     assert_books_balance(system_db, organization_id)

@@ -18,6 +18,7 @@ from tests.ledgers import (
     debit,
     entries,
     give,
+    give_in_disorder,
     grants,
     make_grant,
     new_account,
@@ -50,15 +51,7 @@ def soon(hours: int = 1) -> datetime:
 
 def test_credits_burn_by_priority_then_expiry_then_age(system_db: Database) -> None:
     organization_id = new_account(system_db)
-    pack = give(organization_id, 10, source="pack", expires_at=soon(1))
-    older = give(organization_id, 10, source="sign_up")
-    newer = give(organization_id, 10, source="sign_up")
-    late_plan = give(organization_id, 10, source="plan", expires_at=soon(4))
-    early_plan = give(organization_id, 10, source="plan", expires_at=soon(3))
-    promotion = give(organization_id, 10, source="promotion", expires_at=soon(2))
-    endless_plan = give(organization_id, 10, source="plan")
-    order = [early_plan, late_plan, endless_plan, promotion, older, newer, pack]
-
+    order = give_in_disorder(organization_id)
     burned = []
     for number in range(14):
         debit(organization_id, quantity=5, key=f"key-{number}")
@@ -169,10 +162,13 @@ def test_the_end_of_a_subscription_takes_its_plan_credits_only(system_db: Databa
     give(organization_id, 20, source="plan", subscription="sub_2", period_end=soon())
     give(organization_id, 40, source="pack")
     debit(organization_id, quantity=3)
-    for _ in range(2):
-        db.run(
-            lambda tx: ledger.end_subscription(tx, organization_id, "stripe", "sub_1", actor="stripe"),
-        )
+
+    def end(provider: str, subscription: str) -> None:
+        db.run(lambda tx: ledger.end_subscription(tx, organization_id, provider, subscription, actor="it"))
+
+    end("clerk", "sub_2")  # Stripe's is another one
+    end("stripe", "sub_1")
+    end("stripe", "sub_1")
     assert db.run(lambda tx: ledger.balance(tx, organization_id)).available == 60
     assert [entry["amount"] for entry in entries(system_db, organization_id)] == [10, 20, 40, -3, -7]
     assert_books_balance(system_db, organization_id)
@@ -310,7 +306,7 @@ def test_not_even_the_owner_empties_the_entries(system_db: Database) -> None:
 def test_no_role_writes_the_ledgers_tables_itself(system_db: Database, role: str, table: str) -> None:
     organization_id = new_account(system_db, 10)
     statements = (
-        f"INSERT INTO credits.{table} DEFAULT VALUES",
+        f"INSERT INTO credits.{table} SELECT * FROM credits.{table} WHERE false",  # of rights, not of rows
         f"UPDATE credits.{table} SET organization_id = organization_id",
         f"DELETE FROM credits.{table}",
         f"TRUNCATE credits.{table}",
