@@ -247,6 +247,7 @@ def _function(
         handler=resolved["Handler"],
         timeout=resolved["Timeout"],
         memory=resolved["MemorySize"],
+        runtime=resolved["Runtime"],
         layers=tuple(_layer(root, template, each["Ref"]) for each in properties.get("Layers", ())),
         environment=_variables(resolved.get("Environment", {}).get("Variables", {})),
         log_format=properties.get("LoggingConfig", {}).get("LogFormat", "Text"),

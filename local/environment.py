@@ -181,7 +181,7 @@ def _variables(function: Function, writes_bytecode: bool) -> dict[str, str]:
         **function.environment,
         "LAMBDA_TASK_ROOT": code,
         "PYTHONPATH": os.pathsep.join([code, *map(str, function.layers)]),
-        "AWS_EXECUTION_ENV": f"AWS_Lambda_python{sys.version_info[0]}.{sys.version_info[1]}",
+        "AWS_EXECUTION_ENV": f"AWS_Lambda_{function.runtime}",  # by which awslambdaric writes answers
         "AWS_LAMBDA_FUNCTION_NAME": function.name,
         "AWS_LAMBDA_FUNCTION_TIMEOUT": str(function.timeout),
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory),

@@ -17,6 +17,7 @@ class Function:
     handler: str
     timeout: int  # seconds
     memory: int  # MB
+    runtime: str  # python3.13; here it is run by whichever Python runs the stack
     layers: tuple[Path, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     log_format: str = "Text"

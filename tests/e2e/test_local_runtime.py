@@ -43,6 +43,7 @@ def test_the_function_sees_lambdas_variables_and_the_templates(pool: Pool) -> No
 
     assert variables["AWS_LAMBDA_FUNCTION_NAME"] == pool.function.name
     assert variables["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"] == seen["memory"] == "256"
+    assert variables["AWS_EXECUTION_ENV"] == "AWS_Lambda_python3.13"  # the template's, whatever runs it here
     assert variables["AWS_REGION"] == "us-east-1"
     assert variables["STAGE"] == "local"
     assert seen["remaining"] <= 2000, "the template's timeout"
