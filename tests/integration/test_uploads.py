@@ -4,6 +4,7 @@ import base64
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 import file_landed
@@ -399,6 +400,13 @@ def test_the_comparison_finds_nothing_where_all_is_well_and_each_kind_of_drift(
     assert lines[-1]["StorageDrift"] == [4.0]
 
 
+@pytest.mark.usefixtures("files_bucket")
+def test_a_download_bears_its_uploads_name_whatever_its_letters() -> None:
+    url = buckets.download_url("uploads/a", "1", 'Über "uns".jpg')
+    (named,) = parse_qs(urlsplit(url).query)["response-content-disposition"]
+    assert named == "attachment; filename=\"_ber _uns_.jpg\"; filename*=UTF-8''%C3%9Cber%20%22uns%22.jpg"
+
+
 # ---- bundles ----
 
 
@@ -434,22 +442,23 @@ def test_more_than_a_request_holds_is_saved_from_a_bundle(
 
 
 @pytest.mark.parametrize(
-    ("data", "status"),
+    ("data", "says"),
     [
-        (b"{", 400),
-        (b"\xff", 400),
-        (b"[]", 422),
-        (b'{"files": {"a": 1}}', 422),
-        (b'{"files": {"../a": ""}}', 422),
+        (b"{", "The bundle is not JSON"),
+        (b"\xff", "The bundle is not UTF-8"),
+        (b"[]", "The bundle must be"),
+        (b'{"files": {"a": 1}}', "The bundle must be"),
+        (b'{"files": {"../a": ""}}', "1 of the paths"),
     ],
     ids=str,
 )
 def test_a_bundle_that_is_none_saves_nothing_and_stays(
-    ada: Customer, project: str, data: bytes, status: int
+    ada: Customer, project: str, data: bytes, says: str
 ) -> None:
     bundle_id = bundle(ada.token, project, data)
     for _ in range(2):
-        assert save_bundle(ada.token, project, bundle_id).status == status
+        refused = save_bundle(ada.token, project, bundle_id)
+        assert (refused.status, refused.body["detail"][: len(says)]) == (422, says)
     assert storage(ada.token)["used_bytes"] == len(data)
 
 

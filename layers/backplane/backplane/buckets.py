@@ -5,13 +5,14 @@ Whatever fails in passing leaves here as problems.Unavailable.
 
 import base64
 import hashlib
-import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 from backplane.config import settings
 from backplane.problems import Unavailable
@@ -181,11 +182,17 @@ def download_url(key: str, version: str, file_name: str) -> str:
             "Bucket": name(),
             "Key": key,
             "VersionId": version,
-            "ResponseContentDisposition": f"attachment; filename={json.dumps(file_name)}",
+            "ResponseContentDisposition": _attachment(file_name),
         },
         ExpiresIn=DOWNLOAD_SECONDS,
     )
     return url
+
+
+def _attachment(file_name: str) -> str:
+    """RFC 6266: what knows no `filename*` takes the name before it."""
+    plain = re.sub(r"[^ !#-\[\]-~]", "_", file_name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(file_name, safe='')}"
 
 
 def place() -> Place:

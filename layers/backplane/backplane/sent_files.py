@@ -11,7 +11,7 @@ from pydantic import Field
 from backplane import access, api, buckets, db, requests, uploads
 from backplane.auth import Caller
 from backplane.file_changes import NewFile, Operation
-from backplane.problems import InvalidState, Unprocessable
+from backplane.problems import InvalidPayload, InvalidState, Unprocessable
 
 Base = Annotated[int, Field(ge=0, lt=2**63)]
 BundleId = Annotated[UUID, Field(strict=False)]
@@ -46,7 +46,7 @@ def named(
 
 def read_bundle(caller: Caller, project_id: UUID, bundle_id: UUID, scope: str) -> list[NewFile]:
     """The files of a bundle {"files": {path: content}}. Raises NotFound, InvalidState (nothing was uploaded
-    yet), Unprocessable, InvalidPayload.
+    yet), Unprocessable.
     """
 
     def find(tx: db.Tx) -> tuple[str, int]:
@@ -59,7 +59,10 @@ def read_bundle(caller: Caller, project_id: UUID, bundle_id: UUID, scope: str) -
         raise InvalidState("The bundle was granted and not uploaded yet.")
     if len(data) > size:
         raise _unfit(f"The bundle has more than the {size} bytes that were granted.")
-    body = requests.parse_json(requests.text(data), with_nul=True)
+    try:
+        body = requests.parse_json(requests.text(data), with_nul=True)
+    except InvalidPayload as error:
+        raise _unfit(error.detail.replace("The body", "The bundle", 1)) from error
     files = body.get("files") if isinstance(body, dict) else None
     if not isinstance(files, dict) or not all(isinstance(content, str) for content in files.values()):
         raise _unfit('The bundle must be {"files": {path: content}}, each content a text.')
