@@ -1,6 +1,5 @@
 """A project's files, saved, read and restored in versions; uploads, and what an organisation has stored."""
 
-import json
 from typing import Annotated, Self
 from uuid import UUID
 
@@ -22,8 +21,6 @@ from backplane import (
 from backplane import files as stored
 from backplane.file_changes import IndexedFile, Operation
 from backplane.problems import Conflict, InvalidState, NotFound, PlanLimitReached, TooLarge
-
-MAX_ANSWER = 5_500_000  # bytes of JSON; Lambda answers 6 MB at most
 
 MAX_BUNDLE_BYTES = 100 * 1024**2
 
@@ -168,7 +165,7 @@ def content(
     if file is None:
         raise NotFound(f"Version {found.number} has no file of this path. GET its /files lists those it has.")
     text = found.contents()[path]
-    if len(json.dumps(text, ensure_ascii=False).encode()) > MAX_ANSWER:
+    if paging.bytes_sent(text) > paging.MAX_SENT:
         raise TooLarge("This file is too large to be sent by itself. Fetch the version by its download_url.")
     return Content(version=found.number, content=text, **file.model_dump())
 

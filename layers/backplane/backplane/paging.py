@@ -4,7 +4,8 @@
         before = paging.decode_cursor(cursor, UUID)
         return paging.page(newest(tx, before=before, limit=limit + 1), limit, lambda last: last.id)
 
-A cursor stands for the last item's position: new items before it move nothing.
+A cursor stands for the last item's position: new items before it move nothing. A part ends before `limit`
+where its items are so large that no more of them fit an answer.
 """
 
 import base64
@@ -20,7 +21,9 @@ from backplane.problems import Unprocessable
 
 T = TypeVar("T")
 
-Limit = Annotated[int, Query(ge=1, le=100, description="How many items at most.")]
+MAX_SENT = 5_500_000  # bytes that an answer's items have at most; Lambda answers 6 MB
+
+Limit = Annotated[int, Query(ge=1, le=100, description="How many items at most; fewer where they are large.")]
 Cursor = Annotated[str | None, Query(max_length=200, description="next_cursor of the part before.")]
 
 
@@ -35,9 +38,25 @@ def page(items: Sequence[T], limit: int, position: Callable[[T], Any]) -> Page[T
     """The first `limit` of the items that were asked for with one more. `position` of the last is where
     the next part begins.
     """
-    shown = list(items[:limit])
-    more = len(items) > limit
+    shown = _fitting(items[:limit])
+    more = len(items) > len(shown)
     return Page(items=shown, next_cursor=encode_cursor(position(shown[-1])) if more else None)
+
+
+def _fitting(items: Sequence[T]) -> list[T]:
+    """Those that fit an answer together, the first in any case."""
+    room = MAX_SENT
+    for count, item in enumerate(items):
+        room -= bytes_sent(item)
+        if room < 0 < count:
+            return list(items[:count])
+    return list(items)
+
+
+def bytes_sent(value: Any) -> int:
+    """What a value takes of Lambda's answer, in which the body's JSON is a text within JSON again."""
+    data = to_json(value)
+    return len(data) + data.count(b'"') + data.count(b"\\")
 
 
 def encode_cursor(position: Any) -> str:
