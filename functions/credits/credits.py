@@ -1,13 +1,12 @@
 """Credits: balance, debits, holds, refunds, entries, prices, usage and audit of the caller's organisation."""
 
-import json
 from typing import Annotated, Any, Self
 from uuid import UUID
 
 from aws_lambda_powertools.event_handler.openapi.params import Query
 from pydantic import Field, field_validator, model_validator
 
-from backplane import api, audits, corrections, db, holds, ledger, low_balance, paging
+from backplane import api, audits, corrections, db, holds, ledger, low_balance, paging, requests
 from backplane import usage as used
 from backplane.problems import InsufficientCredits, InvalidState
 
@@ -28,7 +27,7 @@ class DebitRequest(api.Body):
     @field_validator("details")
     @classmethod
     def _bounded(cls, details: dict[str, Any] | None) -> dict[str, Any] | None:
-        if details is not None and len(json.dumps(details, ensure_ascii=False).encode()) > MAX_DETAILS_BYTES:
+        if details is not None and requests.stored_bytes(details) > MAX_DETAILS_BYTES:
             raise ValueError(f"at most {MAX_DETAILS_BYTES} bytes of JSON are kept")
         return details
 

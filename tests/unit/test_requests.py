@@ -126,3 +126,16 @@ def test_a_header_is_found_in_whatever_case_it_comes(name: str) -> None:
 @pytest.mark.parametrize("event", [{}, {"headers": None}, {"headers": {"other": "x"}}])
 def test_a_header_may_be_missing(event: dict[str, Any]) -> None:
     assert requests.header(event, "stripe-signature") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"a": ["é", 1, 1.5, None]}, '{"a": ["é", 1, 1.5, null]}'),
+        ([1e308, -2.5e21], f"[1{'0' * 308}, -25{'0' * 20}]"),
+        ({"1e308": 1e-7}, '{"1e308": 0.0000001}'),
+        (10**300, f"1{'0' * 300}"),
+    ],
+)
+def test_a_value_counts_as_jsonb_writes_it(value: Any, text: str) -> None:
+    assert requests.stored_bytes(value) == len(text.encode())

@@ -3,7 +3,6 @@
 Each function takes a transaction that sees the organisation which owns the project.
 """
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from psycopg.types.json import Jsonb
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from backplane import access, db
+from backplane.requests import stored_bytes
 
 MAX_BYTES = 256 * 1024
 
@@ -31,7 +31,7 @@ class NewMessage(BaseModel):
     @field_validator("content")
     @classmethod
     def _bounded(cls, content: str | list[Part]) -> str | list[Part]:
-        if len(json.dumps(content, ensure_ascii=False).encode()) > MAX_BYTES:
+        if stored_bytes(content) > MAX_BYTES:
             raise ValueError(f"a message has at most {MAX_BYTES} bytes")
         return content
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, NoReturn
 
 from backplane.config import settings
@@ -85,6 +86,16 @@ def unstorable(value: Any, *, with_nul: bool = False) -> str | None:
         elif isinstance(item, dict):
             pending += [(part, depth + 1) for pair in item.items() for part in pair]
     return None
+
+
+def stored_bytes(value: Any) -> int:
+    """How many bytes of JSON a value is when it comes back out of jsonb, which writes numbers out: of 1e308,
+    309 digits.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    numbers: list[str] = []
+    json.loads(text, parse_float=numbers.append)
+    return len(text.encode()) + sum(len(f"{Decimal(number):f}") - len(number) for number in numbers)
 
 
 def _is_unicode(value: str) -> bool:
