@@ -96,12 +96,23 @@ fuzz: $(STAMP) ## Ask every route at random: make fuzz [N=200] [SEED=…]
 bench: $(STAMP) ## Measure, against limits and peers: make bench [B=debit]; writes benchmarks/RESULTS.md
 	@$(PY) -m benchmarks $(B)
 
+LINTERS := lint-types lint-template lint-style lint-migrations
 lint: $(STAMP) ## Check style, types, the template and the migrations
+	@$(MAKE) --no-print-directory --jobs=$$(nproc) --keep-going --output-sync=target $(LINTERS)
+
+.PHONY: $(LINTERS)
+lint-style:
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+
+lint-types: # the longest: it is begun first
 	@$(VENV)/bin/mypy layers/backplane layers/pgtools functions/*/*.py local benchmarks tests
+
+lint-template:
 	@AWS_DEFAULT_REGION=us-east-1 $(VENV)/bin/sam validate --lint --config-env dev >/dev/null
 	@$(VENV)/bin/cfn-lint infra/*.yaml
+
+lint-migrations:
 	@for file in functions/migrate/migrations/*.sql; do \
 	    alone=$$(grep -q '^-- migrate:up transaction:false' $$file && echo --no-assume-in-transaction || true); \
 	    sed '/^-- migrate:down/,$$d' $$file | $(VENV)/bin/squawk $$alone --stdin-filepath $$file --reporter gcc; done
