@@ -53,6 +53,16 @@ SERVERS = _servers()
 from local.postgres import Postgres, PostgresError  # noqa: E402  it reads where to keep data as root
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Half as many again as processors: a worker is idle a third of its time, while what a test has
+    killed ends, or what hangs is given up.
+    """
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # xdist's own way takes it from there
+    return len(os.sched_getaffinity(0)) * 3 // 2
+
+
 @pytest.fixture(scope="session")
 def new_server_folder() -> Iterator[Callable[[], Path]]:
     """Makes data folders for servers; what a killed run left in its own is taken away."""

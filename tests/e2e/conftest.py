@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 from tests.e2e.local_cloud import Cloud, Toys, start_toys
 
+HERE = Path(__file__).parent
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker runs what shares a stack or its data, so that there is one of each."""
     for item in items:
+        if item.get_closest_marker("xdist_group") or HERE not in item.path.parents:
+            continue
         for shared in ("stack", "cloud", "toys"):
             if shared in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(shared))

@@ -504,3 +504,10 @@ def test_every_module_of_the_layer_has_a_room_in_the_architecture() -> None:
         for name in re.findall(r"`(\w+)`", row)
     }
     assert modules - named == set()
+
+
+@pytest.mark.xdist_group("one")
+def test_the_tests_that_share_a_stack_are_kept_on_one_worker(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist knows a group by what it puts behind the ids. Where it can't, only the time tells."""
+    grouped = getattr(request.config.option, "loadgroup", False)
+    assert request.node.nodeid.endswith("@one") == grouped
