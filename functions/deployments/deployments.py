@@ -45,7 +45,7 @@ def of_a_project(
     cursor: paging.Cursor = None,
 ) -> paging.Page[views.Deployment]:
     """A project's deployments, newest first, also where the project is deleted."""
-    found = access.enter(tx, caller, project_id, "read")
+    found = access.enter(tx, caller, project_id, "read", deleted=True)
     before = paging.decode_cursor(cursor, UUID)
     items = views.newest(
         tx, found.organization_id, project_id=project_id, status=status, before=before, limit=limit + 1
@@ -121,7 +121,7 @@ def delete(deployment_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
 
 
 def _enter(tx: db.Tx, caller: api.Caller, deployment_id: UUID, scope: str) -> access.Access:
-    return access.enter(tx, caller, views.project_of(tx, deployment_id), scope)
+    return access.enter(tx, caller, views.project_of(tx, deployment_id), scope, deleted=True)
 
 
 handler = api.lambda_handler(router)

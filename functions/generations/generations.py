@@ -108,7 +108,7 @@ def generations(
 @router.get("/v1/generations/<generation_id>", scope="read")
 def generation(generation_id: UUID, caller: api.Caller, tx: api.Tx) -> stored.Generation:
     """A generation: how it goes, or how it ended."""
-    access.enter(tx, caller, stored.project_of(tx, generation_id), "read")
+    access.enter(tx, caller, stored.project_of(tx, generation_id), "read", deleted=True)
     return stored.read(tx, generation_id)
 
 

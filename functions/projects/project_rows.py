@@ -52,6 +52,7 @@ def create(
     forked_from: UUID | None = None,
 ) -> ProjectDetails:
     """Raises FeatureNotInPlan, PlanLimitReached."""
+    is_public = visibility(tx, caller.organization_id, new.is_public)
     limits.take(tx, caller.organization_id, LIMITS[new.kind])
     row = tx.execute(
         """
@@ -74,7 +75,7 @@ def create(
             "features": new.features,
             "tags": new.tags,
             "forked_from": forked_from,
-            "is_public": visibility(tx, caller.organization_id, new.is_public),
+            "is_public": is_public,
         }
         | _template(new.template),
     ).fetchone()

@@ -15,7 +15,7 @@ from project_requests import Changes, Kind, NewProject
 from project_views import Project, ProjectDetails, PublicProject
 
 from backplane import access, api, auth, messages, paging
-from backplane.problems import Conflict, FeatureNotInPlan, InvalidState, PlanLimitReached
+from backplane.problems import Conflict, FeatureNotInPlan, Forbidden, InvalidState, PlanLimitReached
 
 router = api.Router()
 
@@ -99,11 +99,16 @@ def project(project_id: UUID, caller: api.Caller, tx: api.Tx) -> ProjectDetails 
 def change(project_id: UUID, body: Changes, caller: api.Caller, tx: api.Tx) -> ProjectDetails:
     """Changes what the body names; the rest stays.
 
-    A favourite is the reader's own; everything else takes `projects:write` too.
+    A favourite is the reader's own; everything else takes `projects:write` too, and of a project shared with
+    the caller `is_public` takes an admin's share.
     """
     scope = "read" if body.model_fields_set == {"is_favorite"} else "projects:write"
     auth.require(caller, scope)
-    access.enter(tx, caller, project_id, scope)
+    found = access.enter(tx, caller, project_id, scope)
+    if found.standing == "editor" and "is_public" in body.model_fields_set:
+        raise Forbidden(
+            "This project is shared with you as editor: whether it is public is for an admin to say."
+        )
     return project_rows.change(tx, caller, project_id, body)
 
 
@@ -119,7 +124,7 @@ def delete(project_id: UUID, caller: api.Caller, tx: api.Tx) -> None:
 )
 def restore(project_id: UUID, caller: api.Caller, tx: api.Tx) -> ProjectDetails:
     """Brings a deleted project back."""
-    access.enter_as_manager(tx, caller, project_id)
+    access.enter_as_manager(tx, caller, project_id, deleted=True)
     return project_rows.restore(tx, caller, project_id)
 
 

@@ -474,6 +474,8 @@ def test_a_deleted_project_is_gone_until_it_is_restored(app_db: Database, ada: C
     assert get(ada.token, made).status == 404
     assert patch(ada.token, made, title="x").status == 404
     assert send("DELETE", path, ada.token).status == 404
+    assert {send("GET", f"{path}/{part}", ada.token).status for part in ("messages", "shares")} == {404}
+    assert send("POST", f"{path}/shares", ada.token, body={"email": "bob@example.com"}).status == 404
     deleted = send("GET", "/v1/projects", ada.token, query={"deleted": "true"}).body["items"]
     assert [item["id"] for item in deleted] == [made["id"]]
     assert deleted[0]["deleted_at"] is not None
@@ -499,6 +501,8 @@ def test_a_plans_projects_are_counted_by_kind_and_refused_beyond(app_db: Databas
     for kind in ("mobile", "web", "site"):
         refused = send("POST", "/v1/projects", ada.token, body={"title": "One more", "kind": kind})
         assert (refused.status, refused.body["code"]) == (403, "plan_limit_reached")
+    in_vain = send("POST", "/v1/projects", ada.token, body={"title": "Secret", "is_public": False})
+    assert in_vain.body["code"] == "feature_not_in_plan"  # whatever is deleted to make room for it
     assert len(listed(ada.token)) == 4
     send("DELETE", f"/v1/projects/{made[0]['id']}", ada.token)
     assert (used(ada, "app.projects"), used(ada, "site.projects")) == (2, 1)

@@ -106,7 +106,7 @@ def test_no_token_is_stored(app_db: Database, ada: Customer, path: str) -> None:
     [
         ("viewer", {"read"}),
         ("editor", {"read", "edit", "say"}),
-        ("admin", {"read", "edit", "say", "share", "delete"}),
+        ("admin", {"read", "edit", "say", "share", "publish", "delete"}),
     ],
 )
 def test_a_share_goes_as_far_as_its_role(
@@ -118,6 +118,7 @@ def test_a_share_goes_as_far_as_its_role(
         "edit": send("PATCH", path, bob.token, body={"title": "Edited"}),
         "say": send("POST", f"{path}/messages", bob.token, body={"role": "user", "content": "hi"}),
         "share": invite(bob, path, "eve@example.com"),
+        "publish": send("PATCH", path, bob.token, body={"is_public": True}),
         "delete": send("DELETE", path, bob.token),
     }
     assert {name for name, answer in done.items() if answer.status < 300} == allowed

@@ -17,7 +17,7 @@ from tests.posts import post
 from tests.processes import race
 from tests.senders import Answer, invoke
 
-from backplane import buckets
+from backplane import buckets, stored_objects
 from backplane.archives import Bucket
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"pixels"
@@ -339,6 +339,21 @@ def test_a_deleted_object_counts_no_longer_and_is_purged_later(
     assert upkeep(app_db)["purged"] == 1
     assert "Contents" not in files_bucket.client.list_objects_v2(Bucket=files_bucket.name)
     assert upkeep(app_db)["purged"] == 0
+
+
+def test_what_lands_while_it_is_deleted_is_deleted(
+    app_db: Database, ada: Customer, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant, release = granted(ada.token, project), stored_objects.release
+
+    def landed_meanwhile(*args: Any, of: stored_objects.State, **changes: Any) -> bool:
+        if of == "granted":
+            rows(app_db, "UPDATE storage.objects SET state = 'stored', s3_version = '1', stored_at = now()")
+        return release(*args, of=of, **changes)
+
+    monkeypatch.setattr(stored_objects, "release", landed_meanwhile)
+    assert send("DELETE", f"/v1/storage/{grant['object_id']}", ada.token).status == 204
+    assert storage(ada.token) == storage(ada.token) | {"used_bytes": 0, "items": []}
 
 
 def test_a_version_of_files_can_be_deleted_unless_it_is_in_force(

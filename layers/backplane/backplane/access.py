@@ -26,14 +26,16 @@ class Access:
     project_id: UUID
     organization_id: UUID
     standing: Standing  # member: of its organisation, also by a key; a share's role; public: anybody
+    is_deleted: bool = False  # which its organisation alone may know
 
 
 def find(tx: db.Tx, caller: Caller, project_id: UUID) -> Access:
     """Enters the project unless it is merely public. Raises NotFound where he may not know of it."""
     row = tx.execute(
         """
-        SELECT organization_id, standing
-        FROM projects.find_access(%(project_id)s, %(organization_id)s, %(user_id)s)
+        SELECT a.organization_id, a.standing, p.deleted_at IS NOT NULL AS is_deleted
+        FROM projects.find_access(%(project_id)s, %(organization_id)s, %(user_id)s) AS a
+        LEFT JOIN projects.projects AS p ON p.id = %(project_id)s
         """,
         {
             "project_id": project_id,
@@ -43,19 +45,21 @@ def find(tx: db.Tx, caller: Caller, project_id: UUID) -> Access:
     ).fetchone()
     if row is None:
         raise missing()
-    found = Access(project_id, row["organization_id"], row["standing"])
+    found = Access(project_id, **row)
     if found.standing not in {"member", "public"}:
         db.enter(tx, found.organization_id)
     return found
 
 
-def enter(tx: db.Tx, caller: Caller, project_id: UUID, scope: str) -> Access:
-    """For a caller who may do more than look at what is public.
+def enter(tx: db.Tx, caller: Caller, project_id: UUID, scope: str, *, deleted: bool = False) -> Access:
+    """For a caller who may do more than look at what is public. `deleted`: also where it was deleted.
 
     The route has checked his scopes in his own organisation; a share has those of its role. Raises
     NotFound, Forbidden.
     """
     found = find(tx, caller, project_id)
+    if found.is_deleted and not deleted:
+        raise missing()
     if found.standing == "public":
         raise Forbidden(
             "This project is public: others see it and its files, and nothing else of what belongs to it."
@@ -75,9 +79,9 @@ def look(tx: db.Tx, caller: Caller, project_id: UUID) -> Access:
     return found
 
 
-def enter_as_manager(tx: db.Tx, caller: Caller, project_id: UUID) -> Access:
+def enter_as_manager(tx: db.Tx, caller: Caller, project_id: UUID, *, deleted: bool = False) -> Access:
     """For deletion and shares: an owner or admin, of the organisation or by a share, or one of its keys."""
-    found = enter(tx, caller, project_id, "projects:write")
+    found = enter(tx, caller, project_id, "projects:write", deleted=deleted)
     if found.standing == "member":
         allowed = caller.role is None or caller.role in _MANAGERS  # keys and platform admins have no role
     else:

@@ -194,6 +194,12 @@ def stored(
 
 def delete(tx: db.Tx, organization_id: UUID, object_id: UUID) -> None:
     """Raises NotFound, Conflict for the version of files that is in force."""
+    while not release(tx, object_id, of=_deletable(tx, organization_id, object_id)):
+        pass  # it landed, or somebody else deleted it, a moment ago
+
+
+def _deletable(tx: db.Tx, organization_id: UUID, object_id: UUID) -> State:
+    """The state that it is in, of those that go on to others and never back."""
     row = tx.execute(
         """
         SELECT o.state, v.version = p.files_version AS in_force
@@ -210,5 +216,5 @@ def delete(tx: db.Tx, organization_id: UUID, object_id: UUID) -> None:
         raise InvalidState(
             "This is the version of its project's files that is in force. Save or restore another one first.",
         )
-    if not release(tx, object_id, of=row["state"]):  # it landed, or somebody else deleted it, a moment ago
-        raise Unavailable("The object is being changed. Repeat the request.", retry_after=1)
+    state: State = row["state"]
+    return state
