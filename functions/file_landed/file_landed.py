@@ -1,7 +1,8 @@
 """What S3 tells of uploads, through EventBridge and a queue: stored, or rejected and taken away.
 
 Events come more than once and in any order. An object's row decides: only what is granted can become stored,
-once; every other version that lands under its key is deleted.
+once; every other version that lands under its key is deleted. A bundle of files is never stored: it is saved
+while its grant lasts, or goes with it.
 """
 
 import json
@@ -68,6 +69,8 @@ def _judge(key: str, version: str, granted: uploads.Row) -> None:
     if landed is None:  # taken away since
         return
     reason = uploads.fault(granted, landed)
+    if reason is None and granted.kind == "bundle":
+        return  # it is its grant's until it is saved, and given back with that
     if reason is None:
         stored = db.run(lambda tx: uploads.store(tx, granted, landed))
     else:

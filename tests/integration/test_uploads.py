@@ -477,6 +477,19 @@ def test_a_bundle_that_is_none_saves_nothing_and_stays(
     assert storage(ada.token)["used_bytes"] == len(data)
 
 
+def test_a_bundle_that_is_never_saved_is_given_back(
+    app_db: Database, ada: Customer, project: str, files_bucket: Bucket
+) -> None:
+    bundle_id = bundle(ada.token, project, b'{"files": {"a": ""}}')
+    assert land(app_db, event(files_bucket, f"uploads/{project}/{bundle_id}")) == []
+    assert storage(ada.token)["used_bytes"] == 20
+    rows(app_db, "UPDATE storage.objects SET expires_at = clock_timestamp()")
+    answer = upkeep(app_db)
+    assert (answer["expired"], answer["purged"]) == (1, 1)
+    assert save_bundle(ada.token, project, bundle_id).status == 404
+    assert storage(ada.token)["used_bytes"] == 0
+
+
 def test_a_bundle_is_its_projects_and_must_have_been_uploaded_as_granted(ada: Customer, project: str) -> None:
     other = send("POST", "/v1/projects", sign_up("user_bob").token, body={"title": "Other"}).body["id"]
     path = f"/v1/projects/{project}/files/bundles"

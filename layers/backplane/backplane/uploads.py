@@ -81,7 +81,7 @@ def bundle(tx: db.Tx, project_id: UUID, object_id: UUID) -> tuple[str, int]:
         {"id": object_id, "project_id": project_id},
     ).fetchone()
     if row is None:
-        raise NotFound("The project has no such bundle, or it was saved or rejected already.")
+        raise NotFound("The project has no such bundle, or it was saved, rejected or given back.")
     return row["s3_key"], row["bytes"]
 
 
