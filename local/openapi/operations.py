@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from backplane import api, problems, scopes
+from backplane import problems, routes, scopes
 from backplane.scopes import SCOPES_OF_KEY
 from local.openapi.examples import EXAMPLES
 from local.openapi.problem_answers import JSON, Answers
@@ -22,11 +22,16 @@ PARAMETERS: dict[str, Any] = {
         "schema": {"type": "string", "format": "uuid"},
     },
     "repeat_key": {
-        "name": api.KEY_HEADER,
+        "name": routes.KEY_HEADER,
         "in": "header",
         "required": False,
         "description": "Makes a repetition safe for a day: the same key and request answer the first result.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": api.MAX_KEY, "pattern": api.KEY_PATTERN},
+        "schema": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": routes.MAX_KEY,
+            "pattern": routes.KEY_PATTERN,
+        },
     },
 }
 HEADERS: dict[str, Any] = {
@@ -69,12 +74,12 @@ class Drafted:
     """A route, and the operation that Powertools makes of it."""
 
     function: str
-    route: api.Declared
+    route: routes.Declared
     made: dict[str, Any]
     components: dict[str, Any]
 
 
-def path_of(route: api.Declared) -> str:
+def path_of(route: routes.Declared) -> str:
     return re.sub(r"<(\w+)>", r"{\1}", route.path)
 
 
@@ -100,7 +105,7 @@ def least_role(scope: str) -> str:
     return scopes.least_role(scope) or "platform_admin"
 
 
-def _about(route: api.Declared) -> str:
+def _about(route: routes.Declared) -> str:
     told = inspect.getdoc(route.function)
     if not told:
         raise ValueError(
@@ -109,7 +114,7 @@ def _about(route: api.Declared) -> str:
     return told
 
 
-def _callers(route: api.Declared) -> dict[str, Any]:
+def _callers(route: routes.Declared) -> dict[str, Any]:
     scope = route.scope
     if scope is None:
         return {"security": []}
@@ -122,7 +127,7 @@ def _parameters(drafted: Drafted) -> list[dict[str, Any]]:
     parameters = sorted(drafted.made.get("parameters", ()), key=lambda each: order.index(each["in"]))
     for each in parameters:
         if _is_key(each):
-            each["name"] = api.KEY_HEADER
+            each["name"] = routes.KEY_HEADER
     if drafted.route.scope is None:
         return parameters
     shared = ["organization"]
@@ -132,7 +137,7 @@ def _parameters(drafted: Drafted) -> list[dict[str, Any]]:
 
 
 def _is_key(parameter: dict[str, Any]) -> bool:
-    return bool(parameter["name"].lower() == api.KEY_HEADER.lower())
+    return bool(parameter["name"].lower() == routes.KEY_HEADER.lower())
 
 
 def _body(drafted: Drafted) -> dict[str, Any] | None:

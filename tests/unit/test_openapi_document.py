@@ -10,7 +10,8 @@ from local.openapi import document, template
 from local.openapi.examples import EXAMPLES
 from tests.contract import DOCUMENT, FILE, OPERATIONS, Operation, validator
 
-from backplane import api, scopes
+from backplane import scopes
+from backplane.routes import KEY_HEADER, PUBLIC_ROUTES
 
 ROOT = Path(__file__).resolve().parents[2]
 SAFE = {"content-type", "etag"}  # headers that browsers show to pages or that pages need not see
@@ -46,7 +47,7 @@ def test_an_operation_says_what_it_is_for_and_who_may_call_it(operation: Operati
     assert 10 < len(told["summary"]) < 120
     assert {tag["name"] for tag in DOCUMENT["tags"]} >= set(told["tags"])
     assert {"500", "503"} <= set(told["responses"]) or "operations" in told["tags"]
-    if operation.route in api.PUBLIC_ROUTES or not operation.path.startswith("/v1/"):
+    if operation.route in PUBLIC_ROUTES or not operation.path.startswith("/v1/"):
         assert (told["security"], operation.scope) == ([], None)
         return
     assert {"401", "403", "404"} <= set(told["responses"])
@@ -81,7 +82,7 @@ def test_lists_are_told_as_lists() -> None:
 
 def test_a_post_says_what_an_idempotency_key_does() -> None:
     for operation in OPERATIONS:
-        keys = [each for each in operation.parameters if each["name"] == api.KEY_HEADER]
+        keys = [each for each in operation.parameters if each["name"] == KEY_HEADER]
         assert len(keys) == (operation.method == "POST" and operation.path.startswith("/v1/")), (
             operation.route
         )

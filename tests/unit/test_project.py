@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 import pytest
 from samtranslator.yaml_helper import yaml_parse
 
-from backplane import api, roles
+from backplane import roles
+from backplane.routes import PUBLIC_ROUTES
 from backplane.schema import LATEST_MIGRATION
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -251,7 +252,7 @@ def test_every_router_is_walked_by_the_tests_of_isolation() -> None:
 
 
 def test_only_the_price_list_is_public() -> None:
-    assert {"GET /v1/plans"} == api.PUBLIC_ROUTES
+    assert {"GET /v1/plans"} == PUBLIC_ROUTES
     public = {
         f"{route.method} {route.path}"
         for name in FUNCTIONS
@@ -259,7 +260,7 @@ def test_only_the_price_list_is_public() -> None:
         for route in importlib.import_module(name).router.routes
         if route.scope is None
     }
-    assert public == api.PUBLIC_ROUTES
+    assert public == PUBLIC_ROUTES
 
 
 # ---- rights ----
@@ -338,7 +339,7 @@ def test_only_the_webhooks_read_their_senders_secrets() -> None:
 def test_whoever_checks_callers_is_told_how() -> None:
     needed = {"CLERK_ISSUER", "CLERK_JWT_KEY", "ALLOWED_ORIGINS", "PLATFORM_ADMINS"}
     for name in FUNCTIONS:
-        if {f"{method} {path}" for method, path in routes(name)} - api.PUBLIC_ROUTES:
+        if {f"{method} {path}" for method, path in routes(name)} - PUBLIC_ROUTES:
             assert needed <= set(resources()[name]["Environment"]["Variables"]), name
 
 
