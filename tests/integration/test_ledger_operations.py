@@ -563,6 +563,7 @@ def test_the_usage_history_has_a_row_a_use_and_refunds_are_negative(
 def test_the_views_name_who_did_it_and_show_each_organisation_its_own(
     system_db: Database, user: dict[str, UUID]
 ) -> None:
+    debit(new_account(system_db, 10))  # another one's
     team = new_account(system_db, 10)
     ledger.debit(team, "ai_text_chat", 1, key="key-1", actor=f"user:{user['user']}")
     ledger.debit(team, "ai_text_chat", 1, key="key-2", actor="key:1")
