@@ -1,6 +1,7 @@
 """Behind a pooler: what is said on the wire to RDS Proxy, and whole slices through a real PgBouncer."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -19,7 +20,8 @@ from tests.session_state import pins
 from tests.tcp_proxy import Proxy
 from tests.wire import Message
 
-from backplane import config, db
+from backplane import config, connect, db
+from backplane.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +155,21 @@ def test_clients_that_share_one_server_connection_never_see_each_others_rows(
     with database.connect() as owner:
         for organization_id in organizations:
             assert len(entries(Kept(owner), organization_id)) == 1 + PROJECTS
+
+
+def test_no_client_runs_what_another_has_prepared(
+    database: Database, pooler: PgBouncer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also behind a PgBouncer that does not know who has prepared what."""
+    monkeypatch.setenv("DATABASE_PREPARE_THRESHOLD", "1")
+    with through(pooler, database).as_role("backplane_app"):
+        first, second = (connect.connect(config.settings(), kind=Session) for _ in range(2))
+        with closing(first), closing(second):
+            for client, said in [(first, "first"), (second, "second")] * 3:
+                assert client.ask(f"SELECT '{said}' AS said") == [{"said": said}]
+                assert client.execute(f"SELECT '{said}' AS said").fetchall() == [{"said": said}]
+            for _ in range(3):  # the third client of the same statement: there it is already
+                assert db.call("SELECT 'first' AS said") == {"said": "first"}
 
 
 def test_work_whose_server_connection_ends_is_done_once(database: Database, pooler: PgBouncer) -> None:

@@ -40,6 +40,7 @@ DECISIONS: Final[Mapping[str, Decision]] = {
     "25006": _GONE,  # read only: the writer has become a reader, and the name leads to another by now
     "53300": Decision(Verdict.RECONNECT, 2),  # too many connections
     "26000": _GONE,  # a prepared statement is not there: a pooler gave us another session
+    "42P05": _GONE,  # or is there already: another client of the pooler's prepared the same one
     "57014": Decision(Verdict.REFUSE, 5),  # statement timeout: its time was all there was
     "55P03": Decision(Verdict.REFUSE, 1),  # lock timeout: whoever waits again stands in everyone's way
     "25P04": Decision(Verdict.REFUSE, 5),  # transaction timeout

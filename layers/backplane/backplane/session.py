@@ -6,6 +6,7 @@ does. What every request asks goes without one: docs/decisions/statements.md has
 """
 
 import functools
+import hashlib
 import re
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from psycopg import abc, adapt, errors, generators, sql, waiting
+from psycopg._preparing import Prepare, PrepareManager
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import DictRow
@@ -45,11 +47,20 @@ class _Statement:
     prepared: dict[Types, _Prepared] = field(default_factory=dict)
 
 
+class _ByContent(PrepareManager):
+    """What cursors prepare, which psycopg would number, under names that say what it is: see `_name`."""
+
+    def get(self, query: Any, prepare: bool | None = None) -> tuple[Prepare, bytes]:
+        verdict, name = super().get(query, prepare)
+        return verdict, _name(b"_pg3_", *self.key(query)) if verdict is Prepare.SHOULD else name
+
+
 class Session(BoundedConnection):
     """What it is asked is prepared once it has come as often as its `prepare_threshold` says."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._prepared = _ByContent()
         self._statements: dict[bytes, _Statement] = {}
         self._names = 0
 
@@ -107,7 +118,7 @@ class Session(BoundedConnection):
 
     def _prepare(self, statement: _Statement, types: Types) -> _Prepared:
         self._names += 1
-        name = b"backplane_%d" % self._names
+        name = _name(b"backplane_", statement.text, types)
         self.pgconn.send_prepare(name, statement.text, types)
         self._result()
         self.pgconn.send_describe_prepared(name)
@@ -123,6 +134,16 @@ class Session(BoundedConnection):
         if results[-1].status == ExecStatus.FATAL_ERROR:
             raise errors.error_from_result(results[-1])
         return results[-1]
+
+
+def _name(prefix: bytes, text: bytes, types: Types) -> bytes:
+    """The same name is the same statement, whoever prepared it.
+
+    A pooler that does not know prepared statements gives us a server connection on which another client has
+    prepared his: numbered, we would run his third for ours. The prefix keeps a cursor's apart from ours, for
+    a session would prepare a name twice.
+    """
+    return prefix + hashlib.sha256(b"%b %r" % (text, types)).hexdigest()[:32].encode()
 
 
 @functools.cache
