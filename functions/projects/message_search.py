@@ -1,10 +1,11 @@
 """Search in the messages of an organisation's live projects."""
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from pydantic import BaseModel
+from psycopg.rows import DictRow
+from pydantic import BaseModel, TypeAdapter
 
 from backplane import db, messages
 
@@ -18,6 +19,9 @@ class FoundProject(BaseModel):
 class Found(BaseModel):
     project: FoundProject
     message: messages.Message
+
+
+_FOUND = TypeAdapter(list[Found])  # all at once: one by one they take longer than they are searched for
 
 
 class Position(NamedTuple):
@@ -48,15 +52,16 @@ def search(organization_id: UUID, text: str, *, after: Position | None, limit: i
         },
         repeatable=True,
     )
-    return [
-        Found(
-            project=FoundProject(
-                id=row["project_id"], title=row["project_title"], updated_at=row["project_updated_at"]
-            ),
-            message=messages.from_row(row),
-        )
-        for row in rows
-    ]
+    return _FOUND.validate_python([_nested(row) for row in rows])
+
+
+def _nested(row: DictRow) -> dict[str, Any]:
+    project = {
+        "id": row["project_id"],
+        "title": row["project_title"],
+        "updated_at": row["project_updated_at"],
+    }
+    return {"project": project, "message": messages.fields(row)}
 
 
 def position(last: Found) -> Position:

@@ -268,9 +268,54 @@ def test_a_search_answers_the_rows_of_a_plain_search_through_everything(app_db: 
                 for _ in range(luck.randint(0, 60))
             ]
             insert(app_db, organization_id, project_id, batch)
-    for text in (*weights, "x", "%", "_", "m", "om", "ab", "nothing", "common frequent", "X COMMON"):
+    for text in (
+        *weights,
+        "x",
+        "%",
+        "_",
+        "m",
+        "om",
+        "ab",
+        "nothing",
+        "common frequent",
+        "X COMMON",
+        "l 1",
+        "漢 é",
+    ):
         expected = rows(app_db, SOURCES_QUERY, ours, db.containing(text))
         assert all_pages(ours, text) == [(row["project_id"], row["id"]) for row in expected], text
+
+
+def test_a_search_reads_no_other_organisations_part_of_the_index(app_db: Database) -> None:
+    """Of a text without three letters in a row the trigram index knows nothing, and would be read whole."""
+    ours, theirs = new_account(app_db), new_account(app_db)
+    insert(
+        app_db, ours, add_project(app_db, ours), [messages.NewMessage(role="user", content="Make it blue")]
+    )
+    crowded = add_project(app_db, theirs)
+    with app_db.connect() as owner:
+        owner.execute(
+            """
+            INSERT INTO projects.messages (organization_id, project_id, sequence, role, content)
+            SELECT %(organization_id)s, %(project_id)s, n, 'user', md5(n::text) || ' ' || md5((-n)::text)
+            FROM generate_series(1, 3000) AS n
+            """,
+            {"organization_id": theirs, "project_id": crowded},
+        )
+        owner.execute("ANALYZE projects.messages")
+        [index] = owner.execute(
+            "SELECT pg_relation_size('projects.messages_search') / 8192 AS pages"
+        ).fetchall()
+        for text in ("qz", "q", "- -", "é", "%", "a_", "zq", "nothing", "no t"):
+            for _ in range(7):  # by then a session has settled on its plans
+                [read] = owner.execute(
+                    """
+                    EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON)
+                    SELECT * FROM projects.search_messages(%s, %s, 20)
+                    """,
+                    [ours, db.containing(text)],
+                ).fetchall()
+            assert read["QUERY PLAN"][0]["Plan"]["Shared Hit Blocks"] < index["pages"] / 4, text
 
 
 def insert(

@@ -92,7 +92,7 @@ def append(
     ).fetchall()
     if not rows:
         raise access.missing()
-    return [from_row(row) for row in rows]
+    return [Message.model_validate(fields(row)) for row in rows]
 
 
 def newest(tx: db.Tx, project_id: UUID, *, before: int | None, limit: int) -> list[Message]:
@@ -108,7 +108,7 @@ def newest(tx: db.Tx, project_id: UUID, *, before: int | None, limit: int) -> li
         """,
         {"project_id": project_id, "before": before, "limit": limit},
     ).fetchall()
-    return [from_row(row) for row in rows]
+    return [Message.model_validate(fields(row)) for row in rows]
 
 
 def all_of(tx: db.Tx, project_id: UUID) -> list[NewMessage]:
@@ -123,7 +123,6 @@ def all_of(tx: db.Tx, project_id: UUID) -> list[NewMessage]:
     ]
 
 
-def from_row(row: dict[str, Any]) -> Message:
-    return Message.model_validate(
-        {**row, "content": row["content"] if row["parts"] is None else row["parts"]}
-    )
+def fields(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of projects.messages as a Message has it: of a message in parts, the parts."""
+    return row if row["parts"] is None else {**row, "content": row["parts"]}
