@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 from uuid import UUID, uuid4
 
 import migrate
@@ -163,7 +164,7 @@ def test_no_client_runs_what_another_has_prepared(
     """Also behind a PgBouncer that does not know who has prepared what."""
     monkeypatch.setenv("DATABASE_PREPARE_THRESHOLD", "1")
     with through(pooler, database).as_role("backplane_app"):
-        first, second = (connect.connect(config.settings(), kind=Session) for _ in range(2))
+        first, second = (cast("Session", connect.connect(config.settings(), kind=Session)) for _ in range(2))
         with closing(first), closing(second):
             for client, said in [(first, "first"), (second, "second")] * 3:
                 assert client.ask(f"SELECT '{said}' AS said") == [{"said": said}]
