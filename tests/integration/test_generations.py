@@ -3,7 +3,7 @@
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -524,32 +524,14 @@ def test_killed_servers_and_racing_callers_leave_every_generation_whole(database
     )
     over = threading.Event()
     with ThreadPoolExecutor(5) as pool:
-        killing = pool.submit(kill_sessions, database, over)
+        killing = pool.submit(kills.amid, database, "backplane_app", racers.tried, over, random.Random(7))
         try:
             list(pool.map(racers.serve, range(4)))
         finally:
             over.set()
-        killing.result(timeout=30)
+        assert killing.result(timeout=30) > 0
     racers.abandon_all()
     assert_each_is_whole(database, organization_id)
-
-
-def kill_sessions(database: Database, over: threading.Event) -> None:
-    luck = random.Random(7)
-    with database.connect() as killer:
-        while not over.wait(luck.uniform(0.05, 0.2)):
-            killer.execute(
-                """
-                SELECT pg_terminate_backend(pid)
-                FROM (
-                    SELECT pid
-                    FROM pg_stat_activity
-                    WHERE datname = current_database() AND usename = 'backplane_app'
-                    ORDER BY random()
-                    LIMIT 1
-                ) AS victim
-                """
-            )
 
 
 @dataclass(frozen=True)
@@ -559,6 +541,7 @@ class Racers:
     database: Database
     caller: auth.Caller
     projects: tuple[UUID, UUID]
+    tried: list[UUID] = field(default_factory=list)
 
     def serve(self, number: int) -> None:
         """Until five generations of its own were completed, as far as it was told."""
@@ -576,10 +559,11 @@ class Racers:
                 leases.abandon(tx, project_id, "over", actor="system")
 
     def _once(self, luck: random.Random, project_id: UUID) -> bool:
+        self.tried.append(project_id)
         of_it = found(self.caller.organization_id, project_id)
         begun = self._attempt(lambda tx: leases.start(tx, of_it, self.caller, WORK))
         if begun is None:
-            if luck.random() < 0.05:
+            if luck.random() < 0.2:
                 self._attempt(lambda tx: leases.abandon(tx, project_id, "given up", actor="system"))
             return False
         if luck.random() < 0.3:
