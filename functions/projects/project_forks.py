@@ -15,12 +15,12 @@ from project_views import ProjectDetails, PublicProject
 from backplane import access, api, buckets, db, file_versions, files, messages, stored_objects
 from backplane.auth import Caller
 from backplane.file_versions import Version
-from backplane.problems import Forbidden
+from backplane.problems import FeatureNotInPlan, Forbidden
 
 
 class Fork(api.Body):
     title: Title | None = None  # None: the source's
-    is_public: bool | None = None  # None: as for a new project
+    is_public: bool | None = None  # None: as for a new project, and never of a private one
     include_messages: bool = False
 
 
@@ -105,7 +105,7 @@ def _make(tx: db.Tx, caller: Caller, source_id: UUID, wanted: Fork, copied: Copi
             "template": original.template and original.template.model_dump(),
             "features": original.features,
             "tags": original.tags,
-            "is_public": wanted.is_public,
+            "is_public": _visibility(tx, caller, wanted, original),
         }
     )
     made = project_rows.create(tx, caller, new, id=copied.project_id, forked_from=source_id)
@@ -118,3 +118,16 @@ def _make(tx: db.Tx, caller: Caller, source_id: UUID, wanted: Fork, copied: Copi
     if copied.placed is not None:
         files.record(tx, made.id, copied.placed)
     return project_rows.read(tx, made.id, caller.user_id)
+
+
+def _visibility(tx: db.Tx, caller: Caller, wanted: Fork, original: PublicProject) -> bool | None:
+    """What is private must not be shown to everybody only because the plan has no private projects."""
+    if wanted.is_public is not None or original.is_public:
+        return wanted.is_public
+    try:
+        return project_rows.visibility(tx, caller.organization_id, wanted=False)
+    except FeatureNotInPlan as error:
+        raise FeatureNotInPlan(
+            f"{error.detail} This project is private, and so is its fork: send is_public true for one that"
+            " everybody sees."
+        ) from error

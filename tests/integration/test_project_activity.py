@@ -41,9 +41,10 @@ def subscribe(database: Database, customer: Customer) -> None:
         """
         INSERT INTO billing.subscriptions
             (organization_id, provider, provider_subscription_id, plan_id, status, as_of)
-        SELECT %s, 'stripe', 'sub_x', id, 'active', '0.1' FROM billing.plans WHERE key = 'pro'
+        SELECT %s, 'stripe', %s, id, 'active', '0.1' FROM billing.plans WHERE key = 'pro'
         """,
         customer.organization_id,
+        f"sub_{customer.organization_id}",
     )
 
 
@@ -108,8 +109,13 @@ def test_a_private_project_is_forked_by_whom_it_is_shared_with_alone(
     path = f"/v1/projects/{source['id']}/shares"
     invited = send("POST", path, ada.token, body={"email": "bob@example.com"})
     send("POST", "/v1/invitations/accept", bob.token, body={"token": invited.body["token"]})
+    refused = fork(bob, source)  # without private projects in his plan it would be there for all to see
+    assert (refused.status, refused.body["code"]) == (403, "feature_not_in_plan")
+    assert "is_public" in refused.body["detail"]
+    assert fork(bob, source, is_public=True).body["is_public"] is True
+    subscribe(app_db, bob)
     made = fork(bob, source, include_messages=True)
-    assert (made.status, made.body["message_count"]) == (201, 1)
+    assert (made.status, made.body["message_count"], made.body["is_public"]) == (201, 1, False)
     owners = rows(app_db, "SELECT organization_id FROM projects.messages ORDER BY created_at")
     assert [row["organization_id"] for row in owners] == [ada.organization_id, bob.organization_id]
 
