@@ -15,7 +15,7 @@ from tests.ledgers import rows
 from tests.rows import ONE, OTHER, populate
 from tests.senders import invoke
 
-from backplane import maintenance_lock
+from backplane import db, maintenance_lock
 from backplane.problems import Unavailable
 
 Connection = psycopg.Connection[DictRow]
@@ -144,6 +144,21 @@ def test_a_writer_in_the_midst_is_not_waited_for_long_and_his_row_moves_the_next
         assert partitions(owner) == ["default"], "nothing is half done"
         writer.execute("COMMIT")
     partition_upkeep.keep_up(FOREVER)
+    assert places(owner) == {"of.writer": month()}
+
+
+def test_a_writer_who_comes_while_rows_move_writes_into_the_new_partition(
+    system_db: Database, owner: Connection
+) -> None:
+    query = f"INSERT INTO {LOG} (actor, action, target) VALUES ('system', 'of.writer', 'x')"
+    with system_db.connect("backplane_system") as mover:
+        mover.execute("BEGIN")
+        make(mover)
+        writer = threading.Thread(target=lambda: db.call(query))
+        writer.start()
+        await_waiting(owner, 1)
+        mover.execute("COMMIT")
+        writer.join(60)
     assert places(owner) == {"of.writer": month()}
 
 

@@ -52,6 +52,8 @@ def decide(error: psycopg.Error) -> Decision:
         return _GONE if isinstance(error, psycopg.OperationalError) else _OWN
     if is_stale_plan(error):
         return _GONE
+    if is_stale_route(error):
+        return Decision(Verdict.REPEAT, 1)
     return DECISIONS.get(error.sqlstate) or DECISIONS.get(error.sqlstate[:2], _OWN)
 
 
@@ -69,3 +71,10 @@ def is_lost(error: psycopg.Error) -> bool:
 def is_stale_plan(error: psycopg.Error) -> bool:
     """Whether a migration changed what a prepared statement answers. Only a new session forgets the old."""
     return error.sqlstate == "0A000" and error.diag.source_function == "RevalidateCachedQuery"
+
+
+def is_stale_route(error: psycopg.Error) -> bool:
+    """Whether a row waited for the default partition while the one it belongs to was made: routed anew, it
+    finds that one.
+    """
+    return error.sqlstate == "23514" and error.diag.source_function == "ExecPartitionCheckEmitError"
