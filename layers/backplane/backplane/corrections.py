@@ -3,6 +3,7 @@
 Nothing is changed or deleted: each is an entry of its own that says what it corrects.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -74,6 +75,10 @@ def refund(
         },
         tx,
     )
+    return _refunded(row)
+
+
+def _refunded(row: Mapping[str, Any]) -> tuple[Refund, bool]:
     match row["outcome"]:
         case "refunded" | "replayed":
             return Refund.model_validate(row), row["outcome"] == "replayed"
@@ -132,7 +137,7 @@ def adjust(
 
     Raises InsufficientCredits (402), IdempotencyConflict (409), NotFound.
     """
-    row: dict[str, Any] = ledger.answer_of(
+    row = ledger.answer_of(
         """
         SELECT *
         FROM credits.adjust(%(organization_id)s, %(key)s, %(request_hash)s, %(amount)s, %(reason)s,
@@ -149,11 +154,15 @@ def adjust(
         },
         tx,
     )
+    if row["outcome"] == "adjusted" and amount > 0:
+        outbox.written()
+    return _adjusted(row, amount, reason)
+
+
+def _adjusted(row: Mapping[str, Any], amount: int, reason: str) -> tuple[Adjustment, bool]:
     match row["outcome"]:
         case "adjusted" | "replayed":
-            if row["outcome"] == "adjusted" and amount > 0:
-                outbox.written()
-            return Adjustment.model_validate(row | {"reason": reason}), row["outcome"] == "replayed"
+            return Adjustment.model_validate({**row, "reason": reason}), row["outcome"] == "replayed"
         case "insufficient":
             raise InsufficientCredits(
                 f"{-amount} credits cannot be taken: {row['available_after']} are available."

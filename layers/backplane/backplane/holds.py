@@ -77,9 +77,13 @@ def hold(
         },
         tx,
     )
+    return _held(row, operation)
+
+
+def _held(row: Mapping[str, Any], operation: str) -> tuple[Hold, bool]:
     match row["outcome"]:
         case "held" | "replayed":
-            return Hold.model_validate(row | {"state": "open"}), row["outcome"] == "replayed"
+            return Hold.model_validate({**row, "state": "open"}), row["outcome"] == "replayed"
         case "insufficient":
             raise InsufficientCredits(
                 f"{operation} may cost {row['amount']} credits and {row['available']} are available."
@@ -123,6 +127,17 @@ def settle(
         },
         tx,
     )
+    return _settled(row)
+
+
+_WHY_NOT_SETTLED = {
+    "settled": "The hold was settled at another amount. Refund its debit, or debit what is missing.",
+    "released": "The hold was released: its credits are back. Debit what was used instead.",
+    "expired": "The hold has expired: its credits are back. Debit what was used instead.",
+}
+
+
+def _settled(row: Mapping[str, Any]) -> tuple[Settlement, bool]:
     match row["outcome"]:
         case "settled" | "replayed":
             return Settlement.model_validate(row), row["outcome"] == "replayed"
@@ -137,13 +152,6 @@ def settle(
             raise NotFound("This organisation has no such hold. GET /v1/credits/entries lists what it has.")
         case outcome:
             raise ledger.refusal(outcome)
-
-
-_WHY_NOT_SETTLED = {
-    "settled": "The hold was settled at another amount. Refund its debit, or debit what is missing.",
-    "released": "The hold was released: its credits are back. Debit what was used instead.",
-    "expired": "The hold has expired: its credits are back. Debit what was used instead.",
-}
 
 
 def release(

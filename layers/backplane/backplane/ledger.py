@@ -1,10 +1,10 @@
 """Credits: grants in, debits out, an append-only entry for each.
 
-Every mutation is one SQL function (functions/migrate/migrations/0007_ledger.sql and
-0009_ledger_operations.sql), one round trip, exact under concurrency; what is here gives it names and
-types. Amounts are whole credits. Holds are in holds.py, what puts an entry right (refunds,
-claw-backs, adjustments) in corrections.py, the proof of the books in audits.py, what was used in
-usage.py, what runs low in low_balance.py.
+Every mutation is one SQL function (functions/migrate/migrations; where several make it, the last one
+counts), one round trip, exact under concurrency; what is here gives it names and types. Amounts are
+whole credits. Holds are in holds.py, what puts an entry right (refunds, claw-backs, adjustments) in
+corrections.py, the proof of the books in audits.py, what was used in usage.py, what runs low in
+low_balance.py.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

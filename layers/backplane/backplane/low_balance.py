@@ -1,7 +1,7 @@
 """Low balance: below how many credits an organisation is told, by `credits.low_balance` on the bus.
 
 The database watches: whichever commit takes `available` below the threshold writes the event, once
-until the balance has been at or above it again (functions/migrate/migrations/0021_low_balance.sql).
+until the balance has been at or above it again (the trigger accounts_low_balance).
 """
 
 from uuid import UUID
