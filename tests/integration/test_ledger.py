@@ -76,8 +76,8 @@ def test_a_debit_over_several_grants_says_what_it_took_from_each(system_db: Data
 
 def test_what_has_expired_is_left_out_of_reads_and_booked_by_the_next_mutation(system_db: Database) -> None:
     organization_id = new_account(system_db)
-    expiring = give(organization_id, 10, source="plan", expires_at=soon())
-    kept = give(organization_id, 5, source="pack")
+    expiring = give(organization_id, 10, source="pack", expires_at=soon())
+    kept = give(organization_id, 5, source="plan")  # which burns first
     pass_expiry(system_db, expiring)
 
     seen = db.run(lambda tx: ledger.balance(tx, organization_id))
@@ -233,6 +233,16 @@ def test_the_same_key_repeats_and_another_request_under_it_conflicts(system_db: 
     with pytest.raises(IdempotencyConflict):
         debit(organization_id, "ai_image_generation", quantity=5, key="key-1")
     assert_books_balance(system_db, organization_id)
+
+
+def test_a_key_is_remembered_as_long_as_its_entry(system_db: Database) -> None:
+    organization_id = new_account(system_db, 5)
+    first, _ = debit(organization_id, quantity=5, key="key-1")
+    with system_db.connect() as owner:
+        owner.execute("ALTER TABLE credits.entries DISABLE TRIGGER USER")
+        owner.execute("UPDATE credits.entries SET created_at = created_at - interval '10 years'")
+    again, replayed = debit(organization_id, quantity=5, key="key-1")
+    assert (again.id, replayed) == (first.id, True)
 
 
 def test_one_organisations_keys_are_not_anothers(system_db: Database) -> None:

@@ -231,11 +231,12 @@ def test_a_search_shows_the_project_changed_last_first_and_twenty_at_a_time(
 def test_a_search_finds_nothing_deleted_and_nothing_of_others(app_db: Database, ada: Customer) -> None:
     deleted, kept = create(ada), create(ada)
     bob = sign_up("user_bob")
-    public = create(bob, is_public=True)
-    for customer, project_id in ((ada, deleted), (ada, kept), (bob, public)):
+    earlier, later = create(bob, is_public=True), create(bob, is_public=True)
+    for customer, project_id in ((bob, earlier), (ada, deleted), (ada, kept), (bob, later)):
         say(customer, project_id, f"needle {project_id}")
     send("DELETE", f"/v1/projects/{deleted}", ada.token)
     assert found(ada, "needle") == [f"needle {kept}"]
+    assert [found(ada, project_id) for project_id in (deleted, earlier, later)] == [[], [], []]
 
 
 SOURCES_QUERY = """

@@ -116,6 +116,8 @@ def test_what_was_in_a_project_goes_when_nobody_may_restore_it_any_more(
     assert {"projects.file_versions", "projects.messages", "projects.settings"} | KEPT < full.keys()
     delete(app_db, ada, project, days=29)
     assert upkeep(app_db)["projects"] == 0
+    with app_db.as_role("backplane_system"):  # as if it had been restored and deleted anew since it was due
+        assert not db.run(lambda tx: project_purge.purge(tx, UUID(project), days=30))
     assert send("POST", f"/v1/projects/{project}/restore", ada.token).status == 200
     content = send("GET", f"/v1/projects/{project}/files/content", ada.token, query={"path": "a"})
     assert content.body["content"] == "2"
