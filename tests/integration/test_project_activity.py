@@ -152,9 +152,12 @@ def test_statistics_are_those_of_the_projects(app_db: Database, ada: Customer, b
     seen = stats()
     assert (seen["total"], seen["public"], seen["active"], seen["avg_messages"]) == (3, 2, 2, 1.5)
     assert (seen["created"], seen["changed"]) == (3, 2)
-    assert stats(period="24h")["created"] == 2
     [newest] = rows(app_db, "SELECT max(updated_at) AS at FROM projects.projects WHERE id = %s", silent["id"])
     assert seen["last_activity"].startswith(newest["at"].isoformat()[:19])
+    age = "UPDATE projects.projects SET created_at = now() - make_interval(days => %s) WHERE id = %s"
+    for days, created in ((6, [2, 3, 3, 3]), (29, [2, 2, 3, 3]), (89, [2, 2, 2, 3]), (91, [2, 2, 2, 2])):
+        rows(app_db, age, days, silent["id"])
+        assert [stats(period=period)["created"] for period in ("24h", "7d", "30d", "90d")] == created
     assert send("GET", "/v1/projects/stats", ada.token, query={"period": "1y"}).status == 422
 
 
