@@ -93,9 +93,13 @@ def versions(tx: db.Tx, project_id: UUID, *, before: int | None, limit: int) -> 
                v.base_version, v.restored_from, v.message, v.created_by, v.created_at
         FROM projects.file_versions AS v
         JOIN projects.projects AS p ON p.id = v.project_id AND p.deleted_at IS NULL
-        JOIN storage.objects AS o ON o.id = v.object_id
+        CROSS JOIN LATERAL (
+            SELECT 1
+            FROM storage.objects
+            WHERE id = v.object_id AND state = 'stored'
+            LIMIT 1 -- one by one, rather than all that the organisation has stored
+        ) AS o
         WHERE v.project_id = %(project_id)s
-          AND o.state = 'stored'
           AND (%(before)s::bigint IS NULL OR v.version < %(before)s)
         ORDER BY v.version DESC
         LIMIT %(limit)s
