@@ -236,13 +236,14 @@ def test_the_same_key_repeats_and_another_request_under_it_conflicts(system_db: 
 
 
 def test_a_key_is_remembered_as_long_as_its_entry(system_db: Database) -> None:
-    organization_id = new_account(system_db, 5)
+    organization_id = new_account(system_db, 10)
     first, _ = debit(organization_id, quantity=5, key="key-1")
     with system_db.connect() as owner:
         owner.execute("ALTER TABLE credits.entries DISABLE TRIGGER USER")
         owner.execute("UPDATE credits.entries SET created_at = created_at - interval '10 years'")
     again, replayed = debit(organization_id, quantity=5, key="key-1")
-    assert (again.id, replayed) == (first.id, True)
+    assert (again, replayed) == (first.model_copy(update={"created_at": again.created_at}), True)
+    assert_books_balance(system_db, organization_id)
 
 
 def test_one_organisations_keys_are_not_anothers(system_db: Database) -> None:
