@@ -154,6 +154,15 @@ def test_an_invitation_that_is_over_opens_nothing(
     assert send("GET", path, eve).status == 404
 
 
+def test_shares_are_listed_newest_first_in_parts(ada: Customer, path: str) -> None:
+    emails = [f"{name}@example.com" for name in ("one", "two", "three")]
+    for email in emails:
+        assert invite(ada, path, email=email).status == 201
+    first = send("GET", f"{path}/shares", ada.token, query={"limit": "2"}).body
+    rest = send("GET", f"{path}/shares", ada.token, query={"cursor": first["next_cursor"]}).body
+    assert [share["email"] for share in first["items"] + rest["items"]] == emails[::-1]
+
+
 def test_a_share_that_was_accepted_is_changed_by_deleting_it(
     app_db: Database, ada: Customer, bob: Customer, path: str
 ) -> None:

@@ -385,6 +385,12 @@ def test_a_version_of_files_can_be_deleted_unless_it_is_in_force(
         body = {"files": [{"path": "a", "content": text}]}
         send("POST", f"/v1/projects/{project}/files", ada.token, body=body)
     newest, oldest = storage(ada.token)["items"]
+    for path, field in (("/v1/storage", "id"), (f"/v1/projects/{project}/versions", "version")):
+        first = send("GET", path, ada.token, query={"limit": "1"}).body
+        rest = send("GET", path, ada.token, query={"cursor": first["next_cursor"]}).body
+        assert rest["next_cursor"] is None
+        assert len({item[field] for item in first["items"] + rest["items"]}) == 2
+        assert len(rest["items"]) == 1
     refused = send("DELETE", f"/v1/storage/{newest['id']}", ada.token)
     assert (refused.status, refused.body["code"]) == (409, "invalid_state")
     assert send("DELETE", f"/v1/storage/{oldest['id']}", ada.token).status == 204
@@ -524,13 +530,15 @@ def test_a_bundle_that_is_never_saved_is_given_back(
 
 
 def test_a_bundle_is_its_projects_and_must_have_been_uploaded_as_granted(ada: Customer, project: str) -> None:
-    other = send("POST", "/v1/projects", sign_up("user_bob").token, body={"title": "Other"}).body["id"]
+    bob, data = sign_up("user_bob"), b'{"files": {"a": "one byte more"}}'
     path = f"/v1/projects/{project}/files/bundles"
-    grant = send("POST", path, ada.token, body={"bytes": 20}).body
+    grant = send("POST", path, ada.token, body={"bytes": len(data) - 1}).body
     refused = save_bundle(ada.token, project, grant["object_id"])
     assert (refused.status, refused.body["code"]) == (409, "invalid_state")
-    post(grant, b'{"files": {"a": "more than was granted"}}')
+    post(grant, data)
     assert save_bundle(ada.token, project, grant["object_id"]).status == 422
-    assert save_bundle(sign_up("user_bob").token, other, grant["object_id"]).status == 404
+    for customer in (ada, bob):
+        other = send("POST", "/v1/projects", customer.token, body={"title": "Other"}).body["id"]
+        assert save_bundle(customer.token, other, grant["object_id"]).status == 404
     body = {"bundle_id": grant["object_id"], "files": []}
     assert send("POST", f"/v1/projects/{project}/files", ada.token, body=body).status == 422
