@@ -74,8 +74,32 @@ def await_waiting(watcher: psycopg.Connection[DictRow], count: int) -> None:
     raise AssertionError(f"{count} sessions must wait")
 
 
-def create_database(server: str, name: str, template: str = "template0") -> None:
+_kept: dict[str, psycopg.Connection] = {}
+
+
+@contextmanager
+def one_connection(server: str) -> Iterator[None]:
+    """Meanwhile databases are made and dropped there over one connection, not over two of each one's own."""
     with psycopg.connect(server, autocommit=True) as connection:
+        _kept[server] = connection
+        try:
+            yield
+        finally:
+            del _kept[server]
+
+
+@contextmanager
+def _connection(server: str) -> Iterator[psycopg.Connection]:
+    kept = _kept.get(server)
+    if kept and not kept.closed:
+        yield kept
+    else:
+        with psycopg.connect(server, autocommit=True) as own:
+            yield own
+
+
+def create_database(server: str, name: str, template: str = "template0") -> None:
+    with _connection(server) as connection:
         connection.execute(
             sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY").format(
                 sql.Identifier(name), sql.Identifier(template)
@@ -84,7 +108,7 @@ def create_database(server: str, name: str, template: str = "template0") -> None
 
 
 def drop_database(server: str, name: str) -> None:
-    with psycopg.connect(server, autocommit=True) as connection:
+    with _connection(server) as connection:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
