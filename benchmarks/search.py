@@ -66,7 +66,7 @@ DATA = """
     FROM (SELECT id, row_number() OVER () AS number FROM tenancy.organizations) AS o
     CROSS JOIN generate_series(1, %(projects)s) AS n;
     ALTER TABLE projects.projects ENABLE TRIGGER USER;
-    DROP INDEX projects.messages_search;
+    DROP INDEX projects.messages_trigrams;
     CREATE TEMPORARY TABLE sentences AS
     SELECT n, (
         SELECT string_agg(substr(md5((n * 31 + w)::text), 1, 3 + (n + w) %% 7), ' ')
@@ -90,8 +90,8 @@ DATA = """
     JOIN sentences AS a ON a.n = s.one
     JOIN sentences AS b ON b.n = s.two
     JOIN sentences AS c ON c.n = s.three;
-    CREATE INDEX messages_search
-        ON projects.messages USING gin (organization_id, content gin_trgm_ops) WITH (fastupdate = off);
+    CREATE INDEX messages_trigrams
+        ON projects.messages USING gin (organization_id, lower(content) gin_trgm_ops) WITH (fastupdate = off);
 """
 
 

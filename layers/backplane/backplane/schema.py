@@ -1,3 +1,3 @@
 """Which schema this code was written against. A test compares it with functions/migrate/migrations/."""
 
-LATEST_MIGRATION = "0058"
+LATEST_MIGRATION = "0060"

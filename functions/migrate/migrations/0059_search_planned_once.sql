@@ -35,6 +35,7 @@ DECLARE
     v_count bigint;
     v_wanted bigint := p_limit;
     v_rare boolean := false;
+    v_lower CONSTANT text := lower(p_pattern);
     v_has_trigram boolean;
 BEGIN
     OPEN c_projects;
@@ -69,22 +70,22 @@ BEGIN
     IF v_wanted > 0 AND v_rare THEN
         -- Three letters in a row, of which one or two may be the edge of a word. What counts as a letter outside
         -- of ASCII is known to pg_trgm alone: it depends on the database's locale.
-        v_has_trigram := p_pattern ~ '[A-Za-z0-9]{3}' OR (
+        v_has_trigram := v_lower ~ '[a-z0-9]{3}' OR (
             SELECT string_agg(CASE WHEN character IN ('%', '_') THEN ' ' -- if not a wildcard, then no letter
                                    WHEN public.show_trgm(character) = '{}' THEN '-'
                                    ELSE 'w' END, '' ORDER BY position)
-            FROM regexp_split_to_table(substr(p_pattern, 2, length(p_pattern) - 2), '')
+            FROM regexp_split_to_table(substr(v_lower, 2, length(v_lower) - 2), '')
                 WITH ORDINALITY AS split (character, position)
         ) ~ 'www|-w|ww-';
         RETURN QUERY
             WITH found AS MATERIALIZED (
                 SELECT project_id, id, sequence, role, content, parts, created_at
                 FROM projects.messages
-                WHERE v_has_trigram AND organization_id = p_organization_id AND content ILIKE p_pattern
+                WHERE v_has_trigram AND organization_id = p_organization_id AND lower(content) LIKE v_lower
                 UNION ALL
                 SELECT project_id, id, sequence, role, content, parts, created_at
                 FROM projects.messages
-                WHERE NOT v_has_trigram AND organization_id = p_organization_id AND content || '' ILIKE p_pattern
+                WHERE NOT v_has_trigram AND organization_id = p_organization_id AND content ILIKE p_pattern
             )
             SELECT p.id, p.title, p.updated_at, m.id, m.sequence, m.role, m.content, m.parts, m.created_at
             FROM found AS m
