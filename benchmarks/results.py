@@ -26,8 +26,10 @@ def write(
         body += f"\n{notes}\n"
     print(body)
     before = RESULTS.read_text() if RESULTS.exists() else HEAD
-    others = re.sub(rf"## {re.escape(name)}\n.*?(?=\n## |\Z)", "", before, flags=re.DOTALL).rstrip()
-    RESULTS.write_text(f"{others}\n\n{body}")
+    old = re.search(rf"^## {re.escape(name)}\n.*?(?=^## |\Z)", before, flags=re.DOTALL | re.MULTILINE)
+    start, end = old.span() if old else (len(before), len(before))
+    sections = (before[:start], body, before[end:])
+    RESULTS.write_text("\n\n".join(section.strip() for section in sections if section.strip()) + "\n")
 
 
 def machine() -> str:
