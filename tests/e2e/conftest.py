@@ -14,6 +14,7 @@ from tests.e2e.local_cloud import Cloud, Toys, start_toys
 HERE = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker runs what shares a stack or its data, so that there is one of each."""
     for item in items:
