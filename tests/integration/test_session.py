@@ -59,6 +59,12 @@ def test_an_answer_is_a_cursors(
     assert eager.execute(query, params).fetchall() == rows
 
 
+def test_a_text_is_taken_as_it_is_only_without_parameters(eager: session.Session) -> None:
+    for _ in range(3):
+        assert eager.ask("SELECT '%%' AS text") == [{"text": "%%"}]
+        assert eager.ask("SELECT '%%' AS text", {}) == [{"text": "%"}]
+
+
 def test_a_name_that_is_missing_is_told(eager: session.Session) -> None:
     with pytest.raises(KeyError, match="b"):
         eager.ask("SELECT %(a)s::int, %(b)s::int", {"a": 1})

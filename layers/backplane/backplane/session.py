@@ -29,10 +29,12 @@ Query = str | bytes | sql.Composable
 Types = tuple[int, ...]  # of the parameters, as OIDs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Prepared:
     name: bytes
-    columns: list[str]  # the server refuses to run it where they have changed
+    columns: list[str] | None = (
+        None  # once it was answered; the server refuses to run it where they have changed
+    )
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ class Session(BoundedConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._prepared = _ByContent()
-        self._statements: dict[bytes, _Statement] = {}
+        self._statements: dict[tuple[bytes, bool], _Statement] = {}
         self._names = 0
 
     def ask(self, query: Query, params: Mapping[str, Any] | None = None) -> list[DictRow]:
@@ -71,8 +73,8 @@ class Session(BoundedConnection):
         """
         began = time.monotonic()
         try:
-            text = _bytes(query)
-            statement = self._statements.get(text) or self._new(text, with_params=params is not None)
+            key = _bytes(query), params is not None
+            statement = self._statements.get(key) or self._new(*key)
             return self._ask(statement, [] if params is None else [params[name] for name in statement.names])
         finally:
             slow_log.log(query, time.monotonic() - began)
@@ -86,11 +88,11 @@ class Session(BoundedConnection):
         finally:
             slow_log.log(text, time.monotonic() - began)
 
-    def _new(self, text: bytes, *, with_params: bool) -> _Statement:
+    def _new(self, text: bytes, with_params: bool) -> _Statement:
         numbered, names = _numbered(text) if with_params else (text, ())
         made = _Statement(numbered, names, adapt.Transformer(self), [adapt.PyFormat.AUTO] * len(names))
         if len(self._statements) < MOST:
-            self._statements[text] = made
+            self._statements[text, with_params] = made
         return made
 
     def _ask(self, statement: _Statement, params: list[Any]) -> list[DictRow]:
@@ -106,7 +108,9 @@ class Session(BoundedConnection):
             self.pgconn.send_query_prepared(prepared.name, values, adapted.formats)
         result = self._result()
         adapted.set_pgresult(result)
-        columns = _columns(result) if prepared is None else prepared.columns
+        columns = (prepared and prepared.columns) or _columns(result)
+        if prepared is not None:
+            prepared.columns = columns
         return adapted.load_rows(0, result.ntuples, lambda row: dict(zip(columns, row, strict=True)))
 
     def _is_due(self, statement: _Statement, types: Types) -> bool:
@@ -121,8 +125,7 @@ class Session(BoundedConnection):
         name = _name(b"backplane_", statement.text, types)
         self.pgconn.send_prepare(name, statement.text, types)
         self._result()
-        self.pgconn.send_describe_prepared(name)
-        made = statement.prepared[types] = _Prepared(name, _columns(self._result()))
+        made = statement.prepared[types] = _Prepared(name)
         return made
 
     def _result(self) -> PGresult:
