@@ -48,24 +48,7 @@ def invoice_paid(tx: Tx, event: Event) -> Outcome:
     if credit is None or amount <= 0:
         reason = "nothing to grant: a trial, a downgrade, or granted before in this period"
         return Outcome("processed", reason, organization_id, arrived)
-    ledger.grant(
-        tx,
-        ledger.Grant(
-            organization_id=organization_id,
-            source="plan",
-            source_key=f"invoice:{invoice.id}",
-            amount=amount,
-            actor="stripe",
-            expires_at=credit.lasts_until + ledger.PLAN_GRACE,
-            plan_id=credit.plan.id,
-            provider="stripe",
-            provider_subscription_id=invoice.subscription,
-            period_end=credit.period_end,
-            invoice_id=invoice.id,
-            payment_intent_id=invoice.payment_intent,
-            charge_id=invoice.charge,
-        ),
-    )
+    ledger.grant(tx, _grant(invoice, organization_id, credit, amount))
     stored = subscriptions.status_of(tx, "stripe", invoice.subscription)
     if gone is not None or (stored is not None and stored[0] == "canceled"):
         # The end of the subscription was told before this payment: its credits are over too.
@@ -73,6 +56,26 @@ def invoice_paid(tx: Tx, event: Event) -> Outcome:
     if gone is not None:
         return Outcome("stale", str(gone), organization_id, arrived)
     return Outcome("processed", None, organization_id, arrived)
+
+
+def _grant(
+    invoice: Invoice, organization_id: UUID, credit: invoice_credits.Credit, amount: int
+) -> ledger.Grant:
+    return ledger.Grant(
+        organization_id=organization_id,
+        source="plan",
+        source_key=f"invoice:{invoice.id}",
+        amount=amount,
+        actor="stripe",
+        expires_at=credit.lasts_until + ledger.PLAN_GRACE,
+        plan_id=credit.plan.id,
+        provider="stripe",
+        provider_subscription_id=invoice.subscription,
+        period_end=credit.period_end,
+        invoice_id=invoice.id,
+        payment_intent_id=invoice.payment_intent,
+        charge_id=invoice.charge,
+    )
 
 
 def invoice_payment_paid(tx: Tx, event: Event) -> Outcome:
