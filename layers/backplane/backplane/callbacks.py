@@ -4,11 +4,11 @@ A provider's event ids are its own, and another integration may be told of the s
 inbox begins with its integration's. So a recorded event says whose it is when it is read back, too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, StringConstraints, ValidationError
@@ -52,6 +52,40 @@ def moment(value: object) -> datetime:
     if not 2000 <= told.year < 9999:  # noqa: PLR2004  nothing was built before
         raise ValueError("not a time of this age")
     return told
+
+
+def event(
+    provider: Literal["eas", "vercel", "github"],
+    identifier: str,
+    kind: str,
+    data: dict[str, Any],
+    body: bytes,
+    *,
+    defect: str | None,
+    told_at: tuple[str, object] | None,
+    keep: Callable[[str, Mapping[str, Any]], bytes | None],
+) -> Event:
+    """What a body says, as an event of its kind.
+
+    `told_at` names the field with its time and has its value; None: it has none, and happened now. `keep` is
+    what the inbox keeps of a body that is understood; of one that is not it keeps all.
+    """
+    occurred_at = datetime.now(UTC)
+    if told_at is not None:
+        name, value = told_at
+        try:
+            occurred_at = moment(value)
+        except ValueError:
+            defect = defect or f"{name} is not a time"
+    return Event(
+        provider=provider,
+        id=identifier,
+        type=kind,
+        occurred_at=occurred_at,
+        data=data,
+        body=body if defect else keep(kind, data),
+        defect=defect,
+    )
 
 
 def _since_epoch(value: object) -> datetime:

@@ -6,7 +6,6 @@ delivery from the next by what it is about: id, status and the time of the chang
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -115,21 +114,10 @@ def parse(event_id: str, body: bytes) -> Event:
 
 def _event(event_id: str, data: dict[str, Any], defect: str | None, body: bytes) -> Event:
     event_type = f"{_kind(data)}.{requests.envelope_text(data, 'status').lower().replace('_', '-')}"
-    occurred_at = datetime.now(UTC)
-    told = [name for name in ("updatedAt", "completedAt", "createdAt") if data.get(name) is not None]
-    if told:
-        try:
-            occurred_at = callbacks.moment(data[told[0]])
-        except ValueError:
-            defect = defect or f"{told[0]} is not a time"
-    return Event(
-        provider="eas",
-        id=event_id,
-        type=event_type,
-        occurred_at=occurred_at,
-        data=data,
-        body=body if defect else _kept(event_type, data),
-        defect=defect,
+    times = ("updatedAt", "completedAt", "createdAt")
+    told_at = next(((name, data[name]) for name in times if data.get(name) is not None), None)
+    return callbacks.event(
+        "eas", event_id, event_type, data, body, defect=defect, told_at=told_at, keep=_kept
     )
 
 

@@ -6,7 +6,6 @@ than `deployment_status` are recorded without effect.
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -72,21 +71,12 @@ def parse(event_id: str, body: bytes) -> Event:
     """A recorded body as an event. Raises InvalidPayload."""
     data, defect = requests.parse_event(body)
     event_type = _type(data)
-    occurred_at = datetime.now(UTC)
+    told_at = None
     if event_type in EFFECTS:
         status = data["deployment_status"]
-        try:
-            occurred_at = callbacks.moment(status.get("updated_at") or status.get("created_at"))
-        except ValueError:
-            defect = defect or "deployment_status.updated_at is not a time"
-    return Event(
-        provider="github",
-        id=event_id,
-        type=event_type,
-        occurred_at=occurred_at,
-        data=data,
-        body=body if defect else _kept(event_type, data),
-        defect=defect,
+        told_at = "deployment_status.updated_at", status.get("updated_at") or status.get("created_at")
+    return callbacks.event(
+        "github", event_id, event_type, data, body, defect=defect, told_at=told_at, keep=_kept
     )
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -69,18 +68,9 @@ def parse(event_id: str, body: bytes) -> Event:
 
 def _event(event_id: str, data: dict[str, Any], defect: str | None, body: bytes) -> Event:
     event_type = requests.envelope_text(data, "type")
-    try:
-        occurred_at = callbacks.moment(data.get("createdAt"))
-    except ValueError:
-        occurred_at, defect = datetime.now(UTC), defect or "createdAt is not a time"
-    return Event(
-        provider="vercel",
-        id=event_id,
-        type=event_type,
-        occurred_at=occurred_at,
-        data=data,
-        body=body if defect else _kept(event_type, data),
-        defect=defect,
+    told_at = "createdAt", data.get("createdAt")
+    return callbacks.event(
+        "vercel", event_id, event_type, data, body, defect=defect, told_at=told_at, keep=_kept
     )
 
 
