@@ -1,9 +1,12 @@
 """Deployments as they are stored: held, moved, and every step written down. deployments.py says when."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
+
+from psycopg.rows import DictRow
 
 from backplane import db, limits, project_status
 from backplane.deployment_reports import TERMINAL, EventKind, Outcome, Report, Status, combined, judge
@@ -67,22 +70,7 @@ def move_job(tx: db.Tx, deployment: Deployment, report: Report) -> Outcome:
         "details_url": report.urls.details,
         "error": report.error,
     }
-    tx.execute(
-        """
-        INSERT INTO deploys.provider_jobs (organization_id, external_id, deployment_id, kind, platform)
-        VALUES (%(organization_id)s, %(external_id)s, %(deployment_id)s, %(kind)s, %(platform)s)
-        ON CONFLICT (organization_id, external_id) DO NOTHING
-        """,
-        values,
-    )
-    job = tx.execute(
-        """
-        SELECT deployment_id, status, told_at
-        FROM deploys.provider_jobs
-        WHERE organization_id = %(organization_id)s AND external_id = %(external_id)s
-        """,
-        values,
-    ).fetchone()
+    job = _named(tx, values)
     if job is None or job["deployment_id"] != deployment.id:
         return "unknown"
     outcome = judge(job["status"], job["told_at"], report.status, report.occurred_at)
@@ -100,6 +88,26 @@ def move_job(tx: db.Tx, deployment: Deployment, report: Report) -> Outcome:
             values,
         )
     return outcome
+
+
+def _named(tx: db.Tx, values: Mapping[str, Any]) -> DictRow | None:
+    """The job of this name, which may be another deployment's; from now on where there was none."""
+    tx.execute(
+        """
+        INSERT INTO deploys.provider_jobs (organization_id, external_id, deployment_id, kind, platform)
+        VALUES (%(organization_id)s, %(external_id)s, %(deployment_id)s, %(kind)s, %(platform)s)
+        ON CONFLICT (organization_id, external_id) DO NOTHING
+        """,
+        values,
+    )
+    return tx.execute(
+        """
+        SELECT deployment_id, status, told_at
+        FROM deploys.provider_jobs
+        WHERE organization_id = %(organization_id)s AND external_id = %(external_id)s
+        """,
+        values,
+    ).fetchone()
 
 
 def public_url(tx: db.Tx, deployment: Deployment) -> str | None:
